@@ -1,0 +1,240 @@
+#!/usr/bin/env python3
+"""Play a learned world in a window: ``python play.py``. Keys and mouse become actions, a network paints the next picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from worldmodel import __version__
+from worldmodel.errors import ConfigError, WorldModelError
+from worldmodel.flags import FlagParser, whole
+
+if TYPE_CHECKING:
+    from worldmodel.game.settings import Preview, Settings
+    from worldmodel.world import World
+
+WORLDS = Path(__file__).resolve().parent / "assets" / "worlds"
+DEFAULT_WORLD = "rooms"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The door. Returns the exit code: 0 done, 1 a replay diverged, 2 an error (one sentence on stderr), 130 Ctrl-C."""
+    flags = parser().parse_args(argv)
+    try:
+        if flags.list:
+            return list_worlds()
+        return start(flags)
+    except WorldModelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read our output (head, less) has gone
+        sys.stdout = None
+        return 0
+    except OSError as error:  # of a name that no file can have
+        print(f"error: cannot use {str(error.filename)[:80]!r}: {error.strerror or error}; give another name", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags. Nothing but the standard library is needed to build it."""
+    words = (__doc__ or "").replace("``", "'")
+    p = FlagParser(prog="play.py", description=words, epilog="In the window: F1 shows all keys, Esc the menu.")
+    add = p.add_argument
+    add("name", nargs="?", metavar="WORLD", help=f"a bundled world (see --list) or a world folder (default: {DEFAULT_WORLD})")
+    add("--world", metavar="WORLD", help="the same as a flag")
+    add("--real", metavar="NAME", help="play a real game instead: rooms, racing, or any Gymnasium id")
+    add("--list", action="store_true", help="list the bundled worlds and stop")
+    add("--version", action="version", version=f"worldmodel {__version__}")
+    add("--dry-run", action="store_true", help="print what would be played, as JSON, without touching the device")
+    group = p.add_argument_group("the world")
+    group.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), help="where the network runs (default: auto)")
+    group.add_argument("--steps", type=whole(1), metavar="N", help="denoising steps a frame (default: the world's)")
+    group.add_argument("--seed", type=whole(0), metavar="N", help="random seed (default: 0)")
+    group.add_argument("--spawn", type=whole(0), metavar="N", help="starting place (default: 0)")
+    group.add_argument("--compile", choices=("auto", "on", "off"), help="auto: behind the game (headless: off); on: wait")
+    group.add_argument("--threads", type=_or("auto", whole(1)), metavar="N|auto", help="CPU threads (default: auto)")
+    group = p.add_argument_group("who plays")
+    group.add_argument("--agent", metavar="idle|random|FILE", help="FILE: JSON lines of actions, or a replay")
+    group.add_argument("--frames", type=whole(1), metavar="N", help="stop after N frames")
+    group.add_argument("--keymap", type=Path, metavar="FILE", help='your own keys: JSON such as {"forward": ["KeyI"]}')
+    group = p.add_argument_group("window")
+    group.add_argument("--headless", action="store_true", help="no window; as fast as it goes unless --fps is given")
+    group.add_argument("--scale", type=whole(1, 64), metavar="N", help="window pixels per picture pixel (default: fits the screen)")
+    group.add_argument("--fullscreen", action="store_true")
+    group.add_argument("--fps", type=_or("max", _rate), metavar="N|max", help="pace (default: the world's own)")
+    group.add_argument("--no-hud", action="store_true", help="start without numbers on the screen")
+    group = p.add_argument_group("files")
+    group.add_argument("--record", type=Path, metavar="FILE.mp4", help="record a video")
+    group.add_argument("--stats", type=Path, metavar="FILE.json", help="write the measured numbers")
+    group.add_argument("--replay", type=Path, metavar="FILE", help="play a replay again and check every picture")
+    group.add_argument("--replay-out", type=Path, metavar="DIR", default=Path("plays"), help="where replays go (default: plays)")
+    group.add_argument("--no-replay", action="store_true", help="write no replay")
+    group.add_argument("--record-episodes", type=Path, metavar="DIR", help="save this play as episodes to train on")
+    return p
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"a number from 0.1 to 1000 or max is needed, got {text[:40]!r}")
+    return value
+
+
+def _or(word: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: word if text == word else parse(text)
+
+
+def list_worlds() -> int:
+    """Names, sizes and titles of the bundled worlds; reads plain JSON only."""
+    found = 0
+    for path in sorted(WORLDS.glob("*/config.json")):
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            line = f"{data['width']}x{data['height']} at {data['fps']:g} fps  {data.get('title') or ''}"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            line = f"(damaged config.json: {type(error).__name__} {error})"
+        print(f"{path.parent.name:<12} {line}".rstrip())
+        found += 1
+    if not found:
+        raise ConfigError(f"no world is bundled in {WORLDS}: fetch the repository again, or give the folder of a world")
+    return 0
+
+
+def start(flags: argparse.Namespace) -> int:
+    """Resolve the flags and play."""
+    made_by = _replayed(flags)
+    if flags.name and flags.world and flags.name != flags.world:
+        raise ConfigError(f"two worlds are asked for, {flags.name!r} and --world {flags.world!r}: give one")
+    wanted = flags.world or flags.name
+    if flags.real and wanted:
+        raise ConfigError(f"--real {flags.real} and the world {wanted!r} exclude each other: give one")
+    if not wanted and not flags.real and made_by:
+        source = str(made_by["source"])
+        flags.real = source.removeprefix("real:") if source.startswith("real:") else None
+        wanted = None if flags.real else source
+    preview = _preview_real(flags.real) if flags.real else _preview(wanted or DEFAULT_WORLD)
+    options = {
+        "device": flags.device or made_by.get("device") or "auto",
+        "steps": flags.steps or made_by.get("steps") or None,
+        "compile": flags.compile or ("off" if made_by else "auto"),
+        "threads": flags.threads or made_by.get("threads") or "auto",
+    }
+    settings = _settings(flags, str(options["compile"]))
+    if flags.dry_run:
+        print(json.dumps(_described(preview, options, settings), indent=2))
+        return 0
+    from worldmodel.game.app import play
+
+    return play(_factory(flags.real, preview.source, options), preview, settings)
+
+
+def _replayed(flags: argparse.Namespace) -> dict[str, Any]:
+    """The header of ``--replay FILE``: its conditions are the defaults of this run."""
+    if flags.replay is None:
+        return {}
+    for name, value in (("--agent", flags.agent), ("--frames", flags.frames), ("--seed", flags.seed), ("--spawn", flags.spawn)):
+        if value is not None:
+            raise ConfigError(f"{name} and --replay exclude each other: a replay brings its own")
+    from worldmodel.game.replay import read_replay
+
+    return read_replay(flags.replay).header
+
+
+def _settings(flags: argparse.Namespace, compile_wish: str) -> Settings:
+    from worldmodel.game.settings import Settings
+
+    if flags.record is not None and flags.record.suffix.lower() != ".mp4":
+        raise ConfigError(f"--record writes MP4: name the file {flags.record.stem or 'play'}.mp4")
+    return Settings(
+        seed=flags.seed or 0,
+        spawn=flags.spawn or 0,
+        headless=flags.headless,
+        frames=flags.frames,
+        agent=flags.agent,
+        record=flags.record,
+        stats=flags.stats,
+        replay=flags.replay,
+        replay_out=None if flags.no_replay else flags.replay_out,
+        episodes=flags.record_episodes,
+        scale=flags.scale,
+        fullscreen=flags.fullscreen,
+        fps=0.0 if flags.fps == "max" else flags.fps,
+        compile=compile_wish,
+        keymap=flags.keymap,
+        hud=not flags.no_hud,
+    )
+
+
+def _preview(wanted: str) -> Preview:
+    """Find a world's folder and read its description; no weights, no torch."""
+    from worldmodel.config import WorldConfig, find_world
+    from worldmodel.game.settings import Preview
+
+    folder = find_world(wanted)
+    config = WorldConfig.load(folder)
+    pictures = sorted(folder.glob("spawns/*/thumb.png"))
+    demo = folder / "demo.jsonl"
+    return Preview(
+        config.name,
+        wanted if folder.parent == WORLDS else str(folder.resolve()),
+        config.title,
+        pictures[0] if pictures else None,
+        config.actions,
+        (config.height, config.width),
+        demo if demo.is_file() else None,
+    )
+
+
+def _preview_real(name: str) -> Preview:
+    from worldmodel.game.settings import Preview
+
+    thumb = WORLDS / name / "spawns" / "000" / "thumb.png"  # the dream of the same game knows how it looks
+    return Preview(name, f"real:{name}", f"{name} (the real game)", thumb if thumb.is_file() else None)
+
+
+def _factory(real: str | None, source: str, options: dict[str, Any]) -> Callable[[Callable[[str, float], None]], World]:
+    """What opens the world, in the thread that will own it: the heavy imports happen here, behind an open window."""
+
+    def open_real(report: Callable[[str, float], None]) -> World:
+        report("load", 0.3)
+        from worldmodel.data.real import open_world
+
+        return open_world(str(real))
+
+    def open_dream(report: Callable[[str, float], None]) -> World:
+        report("load", 0.1)
+        from worldmodel import runtime
+        from worldmodel.session import open_session  # imports torch
+
+        runtime.setup()
+        report("load", 0.6)
+        # the game starts the compiled engine itself: it shows the stage, or plays on meanwhile
+        return open_session(source, device=options["device"], steps=options["steps"], threads=options["threads"])
+
+    return open_real if real else open_dream
+
+
+def _described(preview: Preview, options: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    from worldmodel.game.keymap import default_keymap, load_keymap, targets
+
+    spec = preview.spec
+    keymap = None if spec is None else load_keymap(settings.keymap, spec) if settings.keymap else default_keymap(spec)
+    keys = {t: list(keymap.codes(t)) for t in targets(spec)} if spec and keymap else None
+    values = {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()}
+    height, width = preview.size
+    world = {"name": preview.name, "source": preview.source, "title": preview.title, "size": f"{width}x{height}" if spec else None}
+    return {"version": __version__, "world": world, **options, "keys": keys, "settings": values}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Shared by all tests: a tiny world on disk, and one thread so that results do not depend on the machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--parity", metavar="DIR", default=None, help="folder with recorded outputs of the reference models (tests/parity)"
+    )
+
+
+def tiny_spec():
+    from worldmodel.action import ActionSpec, Axis, Button
+
+    buttons = (
+        Button("forward", ("KeyW",), "back"),
+        Button("back", ("KeyS",), "forward"),
+        Button("left", ("KeyA",), "right"),
+        Button("right", ("KeyD",), "left"),
+        Button("use", ("KeyE",)),
+    )
+    return ActionSpec(buttons, (Axis("turn"),))
+
+
+def tiny_config(**sampler):
+    from worldmodel.config import CodecConfig, DiTConfig, SamplerConfig, WorldConfig
+
+    model = DiTConfig(dim=32, layers=2, heads=2, ffn_dim=64, in_channels=4, out_channels=4, freq_dim=32, action_dim=6)
+    codec = CodecConfig(channels=4, widths=(8, 8, 8), decoder_widths=(8, 8, 8), blocks=1)
+    settings = {"window": 4, "steps": 2, "presets": (1, 2, 4)} | sampler
+    return WorldConfig("tiny", 32, 48, 17.5, model, codec, SamplerConfig(**settings), tiny_spec())
+
+
+def write_tiny_world(folder: Path, **sampler) -> Path:
+    """A world folder with random weights: everything about it is real but the training."""
+    import torch
+
+    from worldmodel.checkpoint import Spawn, export_world
+    from worldmodel.models.codec import FrameCodec
+    from worldmodel.models.dit import DiT
+
+    config = tiny_config(**sampler)
+    torch.manual_seed(0)
+    model, codec = DiT(config.model), FrameCodec(config.codec)
+    for parameter in (*model.parameters(), *codec.parameters()):
+        torch.nn.init.normal_(parameter, std=0.1)
+    rng = np.random.default_rng(0)
+    spawns = [
+        Spawn(rng.integers(0, 256, (4, 32, 48, 3), dtype=np.uint8), np.zeros((4, config.actions.width), np.float32))
+        for _ in range(3)
+    ]
+    export_world(folder, config, model.state_dict(), codec.state_dict(), spawns, "# tiny\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request):
+    if "torch" in __import__("sys").modules:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_world(tmp_path):
+    return write_tiny_world(tmp_path / "tiny")

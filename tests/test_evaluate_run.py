@@ -1,0 +1,111 @@
+"""The whole evaluation on a random world and a few boxes: every file, every number, and the errors a person can cause."""
+
+from __future__ import annotations
+
+import json
+
+import av
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import tiny_config, write_tiny_world
+from tests.evaluate_boxes import make_boxes
+from train.evaluate import run
+from train.examine import Size
+from train.probes import ProbeOptions
+from worldmodel.data.episode import scan
+from worldmodel.errors import ConfigError, DataError
+
+TINY = Size(
+    rollouts=3,
+    horizons=(1, 4, 8),
+    gaps=(1, 4),
+    random_rollouts=2,
+    random_frames=210,
+    returns=3,
+    turn_frames=40,
+    walk_frames=3,
+    speed_frames=3,
+    codec_frames=20,
+    probes=ProbeOptions(steps=3, batch=4),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    torch.set_num_threads(1)  # this fixture is made before the one that does it for every test
+    folder = tmp_path_factory.mktemp("evaluation")
+    write_tiny_world(folder / "tiny")
+    data = make_boxes(folder / "boxes")
+    return folder, run(folder / "tiny", data, folder / "out", device="cpu", size=TINY)
+
+
+def test_every_file_is_there_and_readable(finished):
+    out = finished[0] / "out"
+    result = json.loads((out / "evaluation.json").read_text())
+    assert set(result) >= {"conditions", "speed", "rollouts", "action_gap", "probes", "random_play", "returns", "drift"}
+    for name in ("contact_sheet.png", "horizons.png", "return.png"):
+        with Image.open(out / name) as picture:
+            assert picture.width > 300 and len(set(picture.convert("L").resize((64, 64)).getdata())) > 10
+    with av.open(str(out / "rollouts.mp4")) as film:
+        assert sum(1 for _ in film.decode(video=0)) == 8
+    assert "| PSNR dB, dream |" in (out / "evaluation.md").read_text()
+    assert not [p.name for p in out.iterdir() if "partial" in p.name or p.suffix == ".tmp"]
+
+
+def test_numbers_are_whole(finished):
+    result = finished[1]
+    conditions = result["conditions"]
+    assert (
+        conditions["steps"] == 2
+        and conditions["rollouts"] == 3
+        and conditions["context"] == 4
+        and len(conditions["data_hash"]) == 16
+    )
+    rows = result["rollouts"]["by_horizon"]
+    assert [r["horizon"] for r in rows] == [1, 4, 8]
+    assert all(r["psnr"][k]["n"] == 3 and 0 < r["psnr"][k]["mean"] < 60 for r in rows for k in ("dream", "repeat_last", "codec"))
+    gain = rows[0]["psnr"]["dream"]["mean"] - rows[0]["psnr"]["repeat_last"]["mean"]
+    assert rows[0]["psnr"]["gain"]["mean"] == pytest.approx(gain)
+    assert len(result["random_play"]["over_data_by_window"]) == 2
+    drift = result["drift"]
+    assert drift["features"] == "pose probe" and drift["to_real"]["early"] > 0 and drift["real_to_real"] >= 0
+    assert set(result["returns"]) == {"turn_360", "walk_and_back"}
+    assert "skipped" in result["returns"]["turn_360"]["engine"]  # there is no real game called "boxes"
+    assert result["returns"]["turn_360"]["dream"]["return"]["n"] == 3
+    assert result["speed"]["frame_ms"] > 0
+
+
+def test_the_same_seed_gives_the_same_numbers(finished):
+    folder, first = finished
+    second = run(folder / "tiny", folder / "boxes", folder / "again", device="cpu", size=TINY)
+    for name in ("rollouts", "action_gap", "probes", "random_play", "returns", "drift"):
+        assert first[name] == second[name], name
+    assert first["conditions"]["threads"] == second["conditions"]["threads"] == 1
+
+
+def test_a_real_engine_is_walked_beside_the_dream():
+    from tests.box_world import BoxWorld
+    from train.returns import _engine_trip, _return_scores, trips
+
+    trip = next(t for t in trips(tiny_config().actions, TINY) if t.name == "walk_and_back")
+    scores = _return_scores(_engine_trip(BoxWorld(), trip, 2, 0))
+    assert scores["return"]["mean"] == 100  # the boxes have no momentum: the way back is exact
+    assert scores["margin"]["mean"] > 50
+
+
+def test_errors_name_the_fix(tmp_path):
+    write_tiny_world(tmp_path / "tiny")
+    with pytest.raises(DataError, match="not a folder"):
+        run(tmp_path / "tiny", tmp_path / "none", tmp_path / "out", device="cpu", size=TINY)
+    with pytest.raises(ConfigError, match="no world called"):
+        run(tmp_path / "nowhere", tmp_path, tmp_path / "out", device="cpu", size=TINY)
+    from tests.train_boxes import make_boxes as other_boxes
+
+    with pytest.raises(DataError, match="other actions than world 'tiny'"):
+        run(tmp_path / "tiny", other_boxes(tmp_path / "other"), tmp_path / "out", device="cpu", size=TINY)
+    boxes = make_boxes(tmp_path / "boxes", episodes=2, length=10)
+    scan(boxes)[-1].write_bytes(b"torn")
+    with pytest.raises(DataError, match="held-out"):
+        run(tmp_path / "tiny", boxes, tmp_path / "out", device="cpu", size=TINY)

@@ -1,0 +1,123 @@
+"""The learned world behind the `World` face."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import worldmodel
+from tests.conftest import write_tiny_world
+from worldmodel.action import NOOP, Action
+from worldmodel.errors import ConfigError, DeviceError
+from worldmodel.world import World
+
+WALK = Action(frozenset({"forward"}), (3.0, 0.0))
+
+
+def play(session, actions):
+    return [session.step(a)[0].rgb for a in actions]
+
+
+@pytest.fixture
+def session(tiny_world):
+    return worldmodel.load(str(tiny_world), device="cpu", threads=1)
+
+
+def test_shows_the_world_face(session):
+    assert isinstance(session, World)
+    frame = session.reset(seed=1, spawn=0)
+    assert frame.rgb.shape == (32, 48, 3) and frame.rgb.dtype == np.uint8 and frame.index == 0
+    (frame,) = session.step(WALK)
+    assert frame.index == 1 and frame.rgb.shape == (32, 48, 3) and {"denoise", "commit", "decode"} <= set(frame.timing_ms)
+    assert np.array_equal(session.reset(0, 1).rgb, session.reset(0, 1 + session.spawns).rgb)
+
+
+def test_seed_and_actions_decide_the_frames(session):
+    session.reset(seed=3)
+    first = play(session, [WALK, NOOP, WALK])
+    session.reset(seed=3)
+    assert all(np.array_equal(a, b) for a, b in zip(first, play(session, [WALK, NOOP, WALK]), strict=True))
+    session.reset(seed=4)
+    assert not np.array_equal(first[0], play(session, [WALK])[0])
+    session.reset(seed=3)
+    other = play(session, [WALK, WALK, WALK])
+    assert np.array_equal(first[0], other[0]) and not np.array_equal(first[1], other[1])
+
+
+def test_snapshot_restores_exactly(session):
+    session.reset(seed=5)
+    play(session, [WALK] * 5)
+    saved = session.snapshot()
+    after = play(session, [NOOP, WALK, NOOP])
+    play(session, [WALK] * 7)
+    assert session.restore(saved).index == 5
+    assert all(np.array_equal(a, b) for a, b in zip(after, play(session, [NOOP, WALK, NOOP]), strict=True))
+
+
+def test_snapshot_does_not_change_what_follows(session):
+    session.reset(seed=6)
+    play(session, [WALK])
+    session.snapshot()
+    watched = play(session, [NOOP])
+    session.reset(seed=6)
+    assert np.array_equal(watched[0], play(session, [WALK, NOOP])[1])
+
+
+def test_append_teacher_forces_a_real_frame(session):
+    picture = np.random.default_rng(1).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    session.reset(seed=7)
+    plain = play(session, [NOOP, NOOP])[1]
+    session.reset(seed=7)
+    assert session.append(picture, NOOP).index == 1
+    assert not np.array_equal(plain, play(session, [NOOP])[0])
+    with pytest.raises(ConfigError, match="uint8 picture of shape"):
+        session.append(picture[:8], NOOP)
+
+
+def test_unknown_action_and_bad_steps_are_one_sentence(session, tiny_world):
+    with pytest.raises(ConfigError, match="unknown action 'fly'"):
+        session.step(Action(frozenset({"fly"})))
+    with pytest.raises(ConfigError, match="steps must be at least 1"):
+        worldmodel.load(str(tiny_world), device="cpu", steps=0)
+    with pytest.raises(DeviceError, match="device is auto"):
+        worldmodel.load(str(tiny_world), device="tpu")
+
+
+def test_steps_change_the_sampler(tiny_world):
+    one, four = (worldmodel.load(str(tiny_world), device="cpu", steps=n, threads=1) for n in (1, 4))
+    assert one.sigmas == [1.0] and len(four.sigmas) == 4 and four.sigmas[0] == 1.0
+    assert not np.array_equal(play(one, [NOOP])[0], play(four, [NOOP])[0])
+
+
+def test_nothing_is_allocated_in_steady_state(session):
+    play(session, [WALK] * 3)
+    address, shape = session.cache.store.data_ptr(), session.cache.store.shape
+    play(session, [WALK] * 10)
+    assert (session.cache.store.data_ptr(), session.cache.store.shape) == (address, shape)
+
+
+def test_consistency_sampler_plays(tmp_path):
+    session = worldmodel.load(str(write_tiny_world(tmp_path / "w", kind="consistency")), device="cpu", threads=1)
+    first = play(session, [NOOP, NOOP])
+    session.reset()
+    assert np.array_equal(first[1], play(session, [NOOP, NOOP])[1])
+
+
+@pytest.mark.slow
+def test_compiled_engine_equals_eager(tiny_world, tmp_path, monkeypatch):
+    import shutil
+
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    monkeypatch.setenv("WORLDMODEL_CACHE", str(tmp_path / "cache"))
+    eager = worldmodel.load(str(tiny_world), device="cpu", threads=1)
+    quick = worldmodel.load(str(tiny_world), device="cpu", threads=1, compile="on")
+    assert quick.engine == "compiled"
+    for _ in range(6):
+        (a,), (b,) = eager.step(WALK), quick.step(WALK)
+        assert np.abs(a.rgb.astype(int) - b.rgb.astype(int)).max() <= 1
+    torch.testing.assert_close(eager.cache.store, quick.cache.store, atol=1e-4, rtol=1e-4)
+    again = worldmodel.load(str(tiny_world), device="cpu", threads=1)
+    again.start_compile()
+    assert again.compile_state == "ready"  # kept from the first build

@@ -1,0 +1,296 @@
+"""The window without a screen (SDL's dummy driver): posted events, real threads, the whole loop."""
+
+import contextlib
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.box_world import SPEC, BoxWorld, CompilingBoxWorld
+
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+pygame = pytest.importorskip("pygame")
+
+from worldmodel.errors import CheckpointError  # noqa: E402
+from worldmodel.game import app, loop  # noqa: E402
+from worldmodel.game.replay import read_replay  # noqa: E402
+from worldmodel.game.settings import Preview, Settings  # noqa: E402
+from worldmodel.game.window import default_scale, sharp_double  # noqa: E402
+
+PREVIEW = Preview("box", "box", "Box world", spec=SPEC)
+KEYS = {"KeyW": (119, 26), "KeyE": (101, 8), "Escape": (27, 41), "Enter": (13, 40), "Period": (46, 55), "Tab": (9, 43)}
+KEYS |= {f"F{i}": (pygame.K_F1 + i - 1, 57 + i) for i in range(1, 13)}
+
+
+class Person:
+    """Plays in a thread of its own while the window runs in the main one: steps are functions of the running loop."""
+
+    def __init__(self, monkeypatch, folder: Path, factory=BoxWorld, **settings) -> None:
+        self.loop: loop.WindowLoop | None = None
+        self.failure: BaseException | None = None
+        self.settings = Settings(replay_out=folder, scale=3, **settings)
+        self.factory = factory
+        person = self
+
+        class Watched(loop.WindowLoop):
+            def __init__(self, *args) -> None:
+                super().__init__(*args)
+                person.loop = self
+
+        monkeypatch.setattr(loop, "WindowLoop", Watched)
+
+    def play(self, script) -> int:
+        def act() -> None:
+            try:
+                self.until(lambda: self.loop is not None and self.loop.run.generator.playing)
+                script(self)
+            except BaseException as error:
+                self.failure = error
+            finally:
+                with contextlib.suppress(pygame.error):  # the script may have closed the window itself
+                    pygame.event.post(pygame.event.Event(pygame.QUIT))
+
+        thread = threading.Thread(target=act, daemon=True)
+        thread.start()
+        code = app.play(lambda report: self.factory(), PREVIEW, self.settings)
+        thread.join(5)
+        if self.failure:
+            raise self.failure
+        return code
+
+    def down(self, code: str) -> None:
+        key, scancode = KEYS[code]
+        pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=key, scancode=scancode, mod=0, unicode=""))
+
+    def up(self, code: str) -> None:
+        key, scancode = KEYS[code]
+        pygame.event.post(pygame.event.Event(pygame.KEYUP, key=key, scancode=scancode, mod=0))
+
+    def tap(self, code: str) -> None:
+        self.down(code)
+        self.up(code)
+
+    def click(self, place=(100, 100)) -> None:
+        pygame.event.post(pygame.event.Event(pygame.MOUSEBUTTONDOWN, button=1, pos=place))
+        pygame.event.post(pygame.event.Event(pygame.MOUSEBUTTONUP, button=1, pos=place))
+
+    def move(self, dx: int) -> None:
+        pygame.event.post(pygame.event.Event(pygame.MOUSEMOTION, rel=(dx, 0), pos=(100, 100), buttons=(0, 0, 0)))
+
+    @staticmethod
+    def until(condition, seconds: float = 10.0) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.005)
+
+    def frames(self, count: int) -> None:
+        """Wait for so many more pictures."""
+        generator = self.loop.run.generator
+        goal = generator.frame + count
+        self.until(lambda: generator.frame >= goal)
+
+
+def actions(folder: Path):
+    return [op.action for op in read_replay(next(folder.glob("box-*.jsonl"))).ops if op.action is not None]
+
+
+def test_keys_mouse_and_focus_reach_the_world(monkeypatch, tmp_path):
+    def script(person: Person) -> None:
+        person.move(30)  # not captured yet: ignored
+        person.down("KeyW")
+        person.frames(4)
+        person.tap("KeyE")
+        person.frames(3)
+        person.click()
+        person.until(lambda: person.loop.window.grabbed)
+        person.move(20)
+        person.frames(3)
+        pygame.event.post(pygame.event.Event(pygame.WINDOWFOCUSLOST))
+        person.until(lambda: not person.loop.window.grabbed)
+        person.frames(3)
+
+    assert Person(monkeypatch, tmp_path).play(script) == 0
+    seen = actions(tmp_path)
+    assert sum("use" in a.buttons for a in seen) == 1
+    assert sum("forward" in a.buttons for a in seen) >= 9 and "forward" not in seen[-1].buttons
+    assert [a.mouse[0] for a in seen if a.mouse[0]] == [2.0]
+
+
+def test_pause_step_reset_next_place_and_quit(monkeypatch, tmp_path):
+    def script(person: Person) -> None:
+        generator, shell = person.loop.run.generator, person.loop.shell
+        person.frames(3)
+        person.tap("Escape")
+        person.until(lambda: shell.screen == "menu")
+        time.sleep(0.15)
+        stopped = generator.frame
+        time.sleep(0.2)
+        assert generator.frame == stopped and generator.paused
+        for i in range(3):
+            person.tap("Period")
+            person.until(lambda goal=stopped + i + 1: generator.frame == goal)
+        time.sleep(0.15)
+        assert generator.frame == stopped + 3 and shell.screen == "step"
+        person.tap("Enter")
+        person.until(lambda: not generator.paused and generator.world._index < 3)
+        person.tap("F8")
+        person.until(lambda: generator.spawn == 1)
+        person.tap("F8")
+        person.until(lambda: generator.spawn == 2)
+        person.tap("F8")
+        person.until(lambda: generator.spawn == 0)
+        person.frames(2)
+        person.tap("Escape")
+        person.until(lambda: shell.screen == "menu")
+        person.tap("Escape")
+        person.until(lambda: shell.done)
+
+    assert Person(monkeypatch, tmp_path).play(script) == 0
+    replay = next(tmp_path.glob("box-*.jsonl"))
+    assert [op.spawn for op in read_replay(replay).ops if op.kind == "reset"] == [0, 0, 1, 2, 0]
+    assert app.play(lambda report: BoxWorld(), PREVIEW, Settings(headless=True, replay=replay)) == 0
+
+
+def test_menu_by_mouse_and_keys(monkeypatch, tmp_path):
+    from worldmodel.game.cards import menu_rects
+
+    def script(person: Person) -> None:
+        shell, generator = person.loop.shell, person.loop.run.generator
+        person.tap("Escape")
+        person.until(lambda: shell.screen == "menu")
+        rects = menu_rects(person.loop.window.size, len(shell.choices()))
+        names = [c.name for c in shell.choices()]
+        place = rects[names.index("next")].center
+        pygame.event.post(pygame.event.Event(pygame.MOUSEMOTION, rel=(1, 1), pos=place, buttons=(0, 0, 0)))
+        person.until(lambda: shell.selected == names.index("next"))
+        person.tap("Enter")
+        person.until(lambda: generator.spawn == 1 and shell.screen == "play")
+        person.tap("F1")
+        person.until(lambda: shell.screen == "help" and generator.paused)
+        person.tap("F1")
+        person.until(lambda: shell.screen == "play" and not generator.paused)
+        person.tap("Escape")
+        person.until(lambda: shell.screen == "menu")
+        person.click(rects[names.index("resume")].center)
+        person.until(lambda: shell.screen == "play" and person.loop.window.grabbed)
+        person.tap("Escape")
+        person.until(lambda: shell.screen == "menu" and not person.loop.window.grabbed)
+        person.click(rects[names.index("quit")].center)
+        person.until(lambda: shell.done)
+
+    assert Person(monkeypatch, tmp_path).play(script) == 0
+
+
+def test_video_screenshot_hud_and_agent(monkeypatch, tmp_path):
+    pytest.importorskip("av")
+
+    def script(person: Person) -> None:
+        shell, run = person.loop.shell, person.loop.run
+        person.tap("F6")
+        person.until(lambda: run.generator.journal.video is not None)
+        person.tap("F7")
+        person.tap("F2")
+        person.tap("F3")
+        person.tap("Tab")
+        person.until(lambda: shell.level == "full" and shell.overlay and run.seat.mode == "agent")
+        person.frames(30)
+        person.tap("Tab")
+        person.until(lambda: run.seat.mode == "player")
+        person.tap("F6")
+        person.until(lambda: run.generator.journal.video is None)
+        person.tap("F11")
+        person.until(lambda: person.loop.window.fullscreen)
+        person.tap("F11")
+        person.until(lambda: not person.loop.window.fullscreen)
+        person.frames(1)
+
+    assert Person(monkeypatch, tmp_path).play(script) == 0
+    assert len(list(tmp_path.glob("*.mp4"))) == 1
+    picture = pygame.image.load(str(next(tmp_path.glob("*.png"))))
+    assert picture.get_size() == (384, 240)
+    assert any(a.buttons for a in actions(tmp_path))
+    drivers = [json.loads(line).get("driver") for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()]
+    assert [d for d in drivers if d] == ["agent", "player"]
+
+
+def test_stats_of_a_window(monkeypatch, tmp_path):
+    stats = tmp_path / "s.json"
+
+    def script(person: Person) -> None:
+        for _ in range(6):
+            person.tap("KeyE")
+            person.frames(3)
+
+    assert Person(monkeypatch, tmp_path, lambda: BoxWorld(0.005, fps=40.0), stats=stats).play(script) == 0
+    found = json.loads(stats.read_text())
+    assert 0 < found["window_s"] <= found["first_frame_s"]
+    assert found["fps"] == pytest.approx(40, rel=0.25) and 5 < found["action_to_frame_ms"]["p50"] < 100
+
+
+def test_engine_change_is_announced_and_replayed(monkeypatch, tmp_path):
+    def script(person: Person) -> None:
+        person.until(lambda: person.loop.run.generator.engine == "compiled")
+        person.until(lambda: any("compiled" in words for words, _ in person.loop.shell.toasts))
+        person.frames(3)
+
+    assert Person(monkeypatch, tmp_path, lambda: CompilingBoxWorld(0.4)).play(script) == 0
+    replay = next(tmp_path.glob("*.jsonl"))
+    assert [op.engine for op in read_replay(replay).ops if op.kind == "engine"] == ["compiled"]
+    assert app.play(lambda report: CompilingBoxWorld(), PREVIEW, Settings(headless=True, replay=replay)) == 0
+
+
+def test_demo_plays_when_nobody_does_and_any_key_takes_over(monkeypatch, tmp_path):
+    monkeypatch.setattr("worldmodel.game.shell.DEMO_AFTER", 0.3)
+
+    def script(person: Person) -> None:
+        person.until(lambda: person.loop.run.seat.mode == "demo")
+        person.frames(10)
+        person.tap("KeyE")
+        person.until(lambda: person.loop.run.seat.mode == "player")
+        person.frames(3)
+        time.sleep(0.4)
+        assert person.loop.run.seat.mode == "player"
+
+    assert Person(monkeypatch, tmp_path).play(script) == 0
+
+
+def test_replay_in_the_window_is_exact_and_closes(monkeypatch, tmp_path, capsys):
+    assert app.play(lambda r: BoxWorld(), PREVIEW, Settings(headless=True, agent="random", frames=15, replay_out=tmp_path)) == 0
+    settings = Settings(replay=next(tmp_path.glob("*.jsonl")), fps=0.0, scale=2)
+    assert app.play(lambda report: BoxWorld(), PREVIEW, settings) == 0
+    assert "exact: 15 frames" in capsys.readouterr().out
+
+
+def test_load_errors_come_from_the_window_as_one_sentence(tmp_path, capsys):
+    def broken(report):
+        raise CheckpointError("the weights are gone: fetch them again")
+
+    assert app.play(broken, PREVIEW, Settings(replay_out=tmp_path)) == 2
+    assert capsys.readouterr().err.endswith("error: the weights are gone: fetch them again\n")
+
+
+def test_closing_while_the_world_loads_is_quick(tmp_path):
+    began = time.perf_counter()
+    quitter = threading.Timer(0.5, lambda: pygame.event.post(pygame.event.Event(pygame.QUIT)))
+    quitter.start()
+    pygame.display.init()
+    assert app.play(lambda report: BoxWorld(load_seconds=0.6), PREVIEW, Settings(replay_out=tmp_path, scale=2)) == 0
+    assert time.perf_counter() - began < 5
+
+
+def test_enlarging_is_smooth_and_keeps_colours():
+    flat = np.full((5, 7, 3), 77, np.uint8)
+    assert np.array_equal(sharp_double(flat), np.full((10, 14, 3), 77, np.uint8))
+    edge = np.zeros((4, 8, 3), np.uint8)
+    edge[:, 4:] = 255
+    row = sharp_double(edge)[3, :, 0].astype(int)
+    assert row[:5].max() < 20 and row[-5:].min() > 235 and (np.diff(row[5:11]) >= 0).all()
+
+
+def test_scale_fits_the_desktop():
+    assert [default_scale((128, 80), d) for d in ((1920, 1080), (1280, 800), (800, 600), (100, 100))] == [9, 7, 4, 1]

@@ -1,0 +1,204 @@
+"""Frames and latents -> clips: derived random draws, a sampler without state, stores, latents encoded once.
+
+Shapes: B clips of this process, T frames, A action, C H W latent, N frames of the data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train.distributed import Ranks
+from train.unpack import Frames, Report, new_array
+from worldmodel.data.episode import write_atomic
+from worldmodel.errors import DataError
+from worldmodel.runtime import generator
+
+ENCODE_BATCH = {"cuda": 1024, "cpu": 64, "mps": 256}
+
+
+class Draws:
+    """The random numbers of one micro-batch, a function of (seed, step, micro) alone.
+
+    `batch` is per process; all ranks draw the global batch and keep their slice: the numbers do not depend on how many share it.
+    """
+
+    def __init__(self, seed: int, step: int, micro: int, ranks: Ranks, batch: int) -> None:
+        self._key = (seed, step, micro)
+        self._ranks, self.batch = ranks, batch
+
+    def generator(self, purpose: str, device: torch.device | None = None) -> torch.Generator:
+        """A generator of its own for `purpose`; the same on every rank."""
+        seed, step, micro = self._key
+        return generator(seed, purpose, step, micro, device=device or self._ranks.device)
+
+    def _mine(self, everyone: Tensor) -> Tensor:
+        return everyone[self._ranks.rank * self.batch :][: self.batch]
+
+    def normal(self, purpose: str, *shape: int) -> Tensor:
+        """Standard normal (B, *shape) float32."""
+        total = self.batch * self._ranks.world
+        return self._mine(torch.randn(total, *shape, generator=self.generator(purpose), device=self._ranks.device))
+
+    def uniform(self, purpose: str, *shape: int) -> Tensor:
+        """Uniform in [0, 1), (B, *shape) float32."""
+        total = self.batch * self._ranks.world
+        return self._mine(torch.rand(total, *shape, generator=self.generator(purpose), device=self._ranks.device))
+
+    def integers(self, purpose: str, below: int) -> Tensor:
+        """Uniform in [0, below), int64 (B,) on the CPU."""
+        total = self.batch * self._ranks.world
+        cpu = torch.device("cpu")
+        return self._mine(torch.randint(below, (total,), generator=self.generator(purpose, cpu)))
+
+
+class ClipSampler:
+    """Which frames make up a clip: every start is equally likely, and no clip crosses the border of an episode."""
+
+    def __init__(self, starts: np.ndarray, lengths: np.ndarray, frames: int) -> None:
+        """starts, lengths: int64 (E,) of the episodes. frames: T. An episode shorter than T gives one clip with a masked tail."""
+        self._starts = torch.from_numpy(np.ascontiguousarray(starts))
+        self._lengths = torch.from_numpy(np.ascontiguousarray(lengths))
+        self._ends = (self._lengths - frames + 1).clamp(min=1).cumsum(0)
+        self._steps = torch.arange(frames)
+
+    @property
+    def count(self) -> int:
+        """Number of different clips."""
+        return int(self._ends[-1])
+
+    def clips(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Clip numbers (B,) in [0, count) -> frame indices int64 (B,T), mask bool (B,T); masked frames repeat the last real one."""
+        episode = torch.searchsorted(self._ends, numbers, right=True)
+        before = torch.where(episode > 0, self._ends[(episode - 1).clamp(min=0)], 0)
+        offset = (numbers - before)[:, None] + self._steps
+        last = self._lengths[episode][:, None] - 1
+        return self._starts[episode][:, None] + torch.minimum(offset, last), offset <= last
+
+    def spread(self, count: int) -> Tensor:
+        """`count` clip numbers evenly over the data set: the same clips in every run."""
+        return (torch.arange(count) * self.count // count + self.count // (2 * count)).clamp(max=self.count - 1)
+
+
+class Store:
+    """A flat array of N items, on the GPU if it fits (then picking a batch is one gather there), else memory-mapped."""
+
+    def __init__(self, array: np.ndarray, device: torch.device, on_device: bool) -> None:
+        self._device, self._array = device, array
+        self._tensor: Tensor | None = None
+        if device.type == "cuda" and on_device and array.nbytes < 0.6 * torch.cuda.mem_get_info(device)[0]:
+            self._tensor = torch.empty(array.shape, dtype=torch.from_numpy(array[:1].copy()).dtype, device=device)
+            for i in range(0, len(array), 8192):
+                self._tensor[i : i + 8192].copy_(torch.from_numpy(np.array(array[i : i + 8192])))
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def pick(self, indices: Tensor) -> Tensor:
+        """Items at `indices` (any shape, int64 on the CPU), on the device."""
+        if self._tensor is not None:
+            return self._tensor[indices.pin_memory().to(self._device, non_blocking=True)]
+        picked = torch.from_numpy(self._array[indices.reshape(-1).numpy()]).unflatten(0, indices.shape)
+        return picked.to(self._device)
+
+    def slice(self, start: int, stop: int) -> Tensor:
+        """Items start..stop on the device."""
+        if self._tensor is not None:
+            return self._tensor[start:stop]
+        return torch.from_numpy(np.array(self._array[start:stop])).to(self._device)
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """latent (B,T,C,H,W) float32 at unit scale; action (B,T,A), action[:,t] led to frame t; mask bool (B,T), False = padding."""
+
+    latent: Tensor
+    action: Tensor
+    mask: Tensor
+
+
+class Clips:
+    """Clips of latents with their actions, of the training or the held-out episodes."""
+
+    def __init__(self, data: Frames, latents: Store, actions: Store, frames: int, held_out: bool) -> None:
+        starts, lengths = data.part(held_out)
+        self.sampler = ClipSampler(starts, lengths, frames)
+        self._latents, self._actions = latents, actions
+
+    def draw(self, draws: Draws) -> ClipBatch:
+        return self.batch(draws.integers("clips", self.sampler.count))
+
+    def batch(self, numbers: Tensor) -> ClipBatch:
+        """The clips with these numbers."""
+        indices, mask = self.sampler.clips(numbers)
+        action = self._actions.pick(indices)
+        return ClipBatch(self._latents.pick(indices).float(), action, mask.to(action.device, non_blocking=True))
+
+
+def encode_latents(
+    data: Frames, encode: Callable[[Tensor], Tensor], codec_digest: str, device: torch.device, report: Report
+) -> np.ndarray:
+    """Latents of all frames, float16 (N,C,H,W), memory-mapped; encoded once per codec and data set.
+
+    A killed encoding goes on where it was.
+
+    encode: uint8 (N,H,W,3) on `device` -> latents (N,C,H,W) at unit scale.
+    """
+    final = data.folder / f"latents-{codec_digest}.npy"
+    if final.is_file():
+        return _finished(final, len(data.frames))
+    part, mark = final.with_suffix(".part"), final.with_suffix(".done")
+    total, size = len(data.frames), ENCODE_BATCH[device.type]
+    one = encode(torch.from_numpy(np.array(data.frames[:1])).to(device))
+    shape = (total, *one.shape[1:])
+    array, done = _begun(part, mark, shape)
+    told = done
+    for start in range(done, total, size):
+        pixels = torch.from_numpy(np.array(data.frames[start : start + size])).to(device)
+        array[start : start + size] = encode(pixels).half().cpu().numpy()
+        if start + size - told >= max(total // 8, 20 * size):
+            told = start + size
+            array.flush()
+            write_atomic(mark, json.dumps(told).encode())
+            report(f"encoded {min(told, total)} of {total} frames")
+    array.flush()
+    del array
+    part.replace(final)
+    mark.unlink(missing_ok=True)
+    return _finished(final, total)
+
+
+def _finished(path: Path, count: int) -> np.ndarray:
+    try:
+        latents = np.load(path, mmap_mode="r")
+        if latents.ndim != 4 or len(latents) != count:
+            raise ValueError(f"its shape is {latents.shape}, the data set has {count} frames")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"the cache {path} is damaged ({error}): delete it, it is made again") from error
+    return latents
+
+
+def _begun(part: Path, mark: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+    """What a killed encoding left and how many items of it are done; a new array where nothing usable is left."""
+    try:
+        done = int(mark.read_text())
+        array = np.lib.format.open_memmap(part, "r+")
+        if array.shape == shape and array.dtype == np.float16 and 0 < done <= shape[0]:
+            return array, done
+    except (OSError, ValueError, EOFError):
+        pass
+    mark.unlink(missing_ok=True)
+    return new_array(part, np.float16, shape), 0
+
+
+def file_digest(path: Path) -> str:
+    """First 16 hex digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,0 +1,109 @@
+"""Sample sheets: rows of pictures with labels, one PNG. Real frames are always the upper row of a pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from train.unpack import Frames
+from worldmodel.diffusion import euler_sigmas, sample
+from worldmodel.models.codec import to_uint8
+
+if TYPE_CHECKING:
+    from train.stages.flow import FlowMatching
+
+LABEL_WIDTH = 64
+ONE_STEP_FRAMES = 8
+ROLLOUT_FRAMES = 16
+TEACHER_STEPS = 16
+
+
+def write_rows(path: Path, rows: list[tuple[str, np.ndarray]]) -> None:
+    """Draw rows of (label, uint8 (n,H,W,3)) below each other."""
+    height, width = rows[0][1].shape[1:3]
+    longest = max(len(pictures) for _, pictures in rows)
+    sheet = Image.new("RGB", (LABEL_WIDTH + longest * (width + 2), len(rows) * (height + 2)), (24, 24, 28))
+    draw = ImageDraw.Draw(sheet)
+    for row, (label, pictures) in enumerate(rows):
+        top = row * (height + 2)
+        draw.text((4, top + height // 2 - 6), label, fill=(230, 230, 230))
+        for column, picture in enumerate(pictures):
+            sheet.paste(Image.fromarray(picture), (LABEL_WIDTH + column * (width + 2), top))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.png")
+    sheet.save(temporary)
+    temporary.replace(path)
+
+
+def _held_out_stretch(data: Frames, number: int, length: int) -> slice:
+    """Frames of a held-out episode, `length` of them or as many as it has; other numbers, other episodes."""
+    starts, lengths = data.part(held_out=True)
+    start, available = int(starts[number % len(starts)]), int(lengths[number % len(starts)])
+    offset = max(0, available - length) // 2
+    return slice(start + offset, start + offset + min(length, available))
+
+
+def rollout_sheet(path: Path, world: Path, data: Frames, device: torch.device, stretches: int = 2) -> None:
+    """One-step predictions from real context, and a rollout of 16 frames, by the session that plays the exported world."""
+    from worldmodel.session import open_session
+
+    session = open_session(world, device=device.type, threads=torch.get_num_threads())
+    try:
+        rows: list[tuple[str, np.ndarray]] = []
+        for number in range(stretches):
+            rows += _rollout_rows(session, data, number)
+    finally:
+        session.close()
+    write_rows(path, rows)
+
+
+def _rollout_rows(session: object, data: Frames, number: int) -> list[tuple[str, np.ndarray]]:
+    from worldmodel.session import WorldSession
+
+    assert isinstance(session, WorldSession)
+    context = session.config.sampler.window
+    stretch = _held_out_stretch(data, number, context + ROLLOUT_FRAMES)
+    real, spec = np.array(data.frames[stretch]), data.spec
+    actions = [spec.decode(a) for a in data.actions[stretch]]
+    context = max(1, min(context, len(real) - ROLLOUT_FRAMES))
+    session.reset(seed=number)
+    for frame, action in zip(real[:context], actions[:context], strict=True):
+        session.append(frame, action)
+    start = session.snapshot()
+    dream = np.stack([session.step(a)[-1].rgb for a in actions[context : context + ROLLOUT_FRAMES]])
+    session.restore(start)
+    one_step = []
+    for frame, action in list(zip(real, actions, strict=True))[context : context + ONE_STEP_FRAMES]:
+        before = session.snapshot()
+        one_step.append(session.step(action)[-1].rgb)
+        session.restore(before)
+        session.append(frame, action)
+    return [
+        ("real", real[context : context + ROLLOUT_FRAMES]),
+        ("rollout", dream),
+        ("one step", np.stack(one_step)),
+    ]
+
+
+@torch.no_grad()
+def teacher_sheet(path: Path, stage: FlowMatching) -> None:
+    """Whole held-out clips that a bidirectional network makes from noise and the clip's actions, below the real ones."""
+    batch = stage.held_out.batch(stage.held_out.sampler.spread(2))
+    noise = torch.randn(batch.latent.shape, generator=torch.Generator().manual_seed(0)).to(batch.latent.device)
+
+    def denoise(noisy: torch.Tensor, sigma: float) -> torch.Tensor:
+        level = torch.full(noisy.shape[:2], sigma, device=noisy.device)
+        with stage.context.autocast():
+            return stage.model(noisy, level, actions=batch.action, layout=stage.layout).float()
+
+    with torch.compiler.set_stance("force_eager"):
+        made = sample(denoise, noise, euler_sigmas(TEACHER_STEPS, stage.options.shift))
+        rows: list[tuple[str, np.ndarray]] = []
+        for name, latents in (("real", batch.latent), ("teacher", made)):
+            pictures = stage.codec.codec.decode(latents[:, ::2].flatten(0, 1)).unflatten(0, (latents.shape[0], -1))
+            rows += [(name, to_uint8(clip).cpu().numpy()) for clip in pictures]
+    write_rows(path, [rows[0], rows[2], rows[1], rows[3]])

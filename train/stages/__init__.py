@@ -1,0 +1,24 @@
+"""One file a stage. `build` is the only place that knows them all."""
+
+from __future__ import annotations
+
+from train.stages.base import Context, Stage
+from worldmodel.errors import ConfigError
+
+
+def build(context: Context) -> Stage:
+    """The stage that the settings ask for, with its data and networks loaded."""
+    kind = context.config.stage.kind
+    if kind == "codec":
+        from train.stages.codec import CodecTraining
+
+        return CodecTraining(context)
+    if kind == "teacher":
+        from train.stages.teacher import Teacher
+
+        return Teacher(context)
+    if kind == "ar_diffusion":
+        from train.stages.ar_diffusion import ArDiffusion
+
+        return ArDiffusion(context)
+    raise ConfigError(f"stage {kind!r} is not one that trains")

@@ -1,0 +1,154 @@
+"""What teacher and autoregressive stage share: latents, the transformer, noise levels, held-out loss.
+
+Shapes: B clips of this process, T frames, C H W latent, A action.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from train.config import FlowStage, NoiseLevels, Weighting, dit_config
+from train.data import ClipBatch, Clips, Draws, Store, encode_latents
+from train.distributed import Ranks
+from train.objectives import bell_weight, flow_matching
+from train.stages.base import Context, Stage, Update
+from train.unpack import Frames, unpack
+from train.weights import LoadedCodec, load_codec, load_network
+from worldmodel.config import DiTConfig
+from worldmodel.diffusion import add_noise, shift_sigma, velocity_target
+from worldmodel.errors import ConfigError
+from worldmodel.models.attention import Layout
+from worldmodel.models.codec import to_float
+from worldmodel.models.dit import DiT
+
+HELD_OUT_CLIPS = 64
+
+
+def open_frames(context: Context) -> Frames:
+    """The data set of the run, unpacked once (by rank 0)."""
+    from pathlib import Path
+
+    options = context.config.data
+    with context.ranks.main_first():
+        return unpack(Path(options.root), Path(options.cache) if options.cache else None, options.workers, context.report)
+
+
+def dit_flops(config: DiTConfig, tokens: int, layout: Layout, frames: int) -> float:
+    """Forward operations of one clip: 2 per multiply-add of dense layers, patch and head, and of visible query-key pairs."""
+    mask = layout.frame_mask(frames)
+    length = len(mask) * tokens
+    block = 4 * config.dim**2 + 2 * config.dim * config.ffn_dim
+    ends = (config.in_channels + config.out_channels) * config.patch**2 * config.dim
+    per_frame = config.freq_dim * config.dim + config.dim**2 + 6 * config.dim**2
+    attention = 2 * 2 * int(mask.sum()) * tokens**2 * config.dim * config.layers
+    return 2.0 * length * (config.layers * block + ends) + 2.0 * len(mask) * per_frame + attention
+
+
+class FlowMatching(Stage):
+    """Velocity regression on clips of latents. Subclasses say who sees whom and how noise levels are shared."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        options = context.config.stage
+        assert isinstance(options, FlowStage)
+        self.options = options
+        self.data = open_frames(context)
+        self.codec: LoadedCodec = load_codec(context.config.codec, context.device)
+        with context.ranks.main_first():
+            latents = encode_latents(self.data, self._encode, self.codec.digest, context.device, context.report)
+        on_gpu = context.config.train.on_gpu
+        self._latents = Store(latents, context.device, on_gpu)
+        self._actions = Store(self.data.actions, context.device, on_gpu)
+        self.clips, self.held_out = self.make_clips(False), self.make_clips(True)
+        self.model_config = dit_config(context.config, self.codec.config.channels, self.data.spec.width)
+        rows, cols = latents.shape[2], latents.shape[3]
+        if rows % self.model_config.patch or cols % self.model_config.patch:
+            raise ConfigError(
+                f"a latent of {rows}x{cols} cannot be cut into patches of {self.model_config.patch}: change model.dit.patch"
+            )
+        self.tokens = rows * cols // self.model_config.patch**2
+        torch.manual_seed(context.config.seed)  # initial weights only: all later randomness is derived
+        self.model = DiT(self.model_config).to(context.device)
+        if context.config.init:
+            load_network(context.config.init, self.model)
+        if context.compiled:
+            for block in self.model.blocks:  # one graph, compiled once and shared by all blocks
+                block.compile(dynamic=False)
+
+    def make_clips(self, held_out: bool) -> Clips:
+        return Clips(self.data, self._latents, self._actions, self.options.clip_frames, held_out)
+
+    @torch.no_grad()
+    def _encode(self, pixels: Tensor) -> Tensor:
+        with self.context.autocast():
+            return self.codec.codec.encode(to_float(pixels))
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """Who sees whom in training."""
+
+    @abstractmethod
+    def sigma(self, draws: Draws, frames: int) -> Tensor:
+        """Noise levels (B,T) of a batch."""
+
+    def clean_context(self, batch: ClipBatch, draws: Draws) -> dict[str, Tensor]:
+        """Extra inputs of the network: the clean half of teacher forcing."""
+        return {}
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"model": self.model}
+
+    def levels(self, draws: Draws, count: int) -> Tensor:
+        """Noise levels (B,count) of the configured distribution."""
+        if self.options.noise_levels is NoiseLevels.logit_normal:
+            normal = draws.normal("sigma", count) * self.options.logit_std + self.options.logit_mean
+            return shift_sigma(normal.sigmoid(), self.options.shift)
+        return shift_sigma(1 - draws.uniform("sigma", count), self.options.shift)
+
+    def loss(self, batch: ClipBatch, draws: Draws, keep: Tensor) -> Tensor:
+        """Flow-matching loss of a batch; keep: bool (B,), False hides the actions from the network."""
+        frames = batch.latent.shape[1]
+        sigma, noise = self.sigma(draws, frames), draws.normal("noise", *batch.latent.shape[1:])
+        with self.context.autocast():
+            velocity = self.model(
+                add_noise(batch.latent, noise, sigma),
+                sigma,
+                actions=batch.action,
+                action_keep=keep,
+                layout=self.layout,
+                **self.clean_context(batch, draws),
+            )
+        weight = bell_weight(sigma) if self.options.weighting is Weighting.bell else None
+        return flow_matching(velocity, velocity_target(batch.latent, noise), batch.mask, weight)
+
+    def updates(self, step: int) -> Iterator[Update]:
+        for micro in range(self.options.accumulate):
+            draws = self.context.draws(step, micro)
+            keep = draws.uniform("action") >= self.options.action_dropout
+            loss = self.loss(self.clips.draw(draws), draws, keep)
+            yield Update("model", loss, self.options.batch * self.options.clip_frames)
+
+    def flops(self) -> float:
+        one = dit_flops(self.model_config, self.tokens, self.layout, self.options.clip_frames)
+        return 3.0 * one * self.options.batch * self.options.accumulate
+
+    def validate(self) -> dict[str, float]:
+        """Loss on fixed held-out clips with fixed noise; and how much worse it gets when the actions are hidden."""
+        size = min(self.options.batch, 16)
+        alone = Ranks(0, 1, self.context.device)
+        numbers = self.held_out.sampler.spread(HELD_OUT_CLIPS)
+        sums = np.zeros(2)
+        with torch.compiler.set_stance("force_eager"):  # a compiled graph for these few passes would cost more than it saves
+            for i, part in enumerate(numbers.split(size)):
+                for column, known in enumerate((True, False)):
+                    draws = Draws(0, i, 0, alone, len(part))
+                    keep = torch.full((len(part),), known, device=self.context.device)
+                    sums[column] += float(self.loss(self.held_out.batch(part), draws, keep)) * len(part)
+        right, hidden = sums / len(numbers)
+        return {"held_out_loss": float(right), "action_gain": float(hidden - right)}

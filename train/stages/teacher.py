@@ -1,0 +1,39 @@
+"""Stage 0: bidirectional, action-conditioned flow matching. Every frame sees the whole clip; one noise level per clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from train.data import Draws
+from train.sheets import teacher_sheet
+from train.stages.base import Progress
+from train.stages.flow import FlowMatching
+from train.weights import export_network
+from worldmodel.models.attention import Layout
+
+
+class Teacher(FlowMatching):
+    """The network that later scores whole clips; its weights also start the autoregressive stage (``init=``)."""
+
+    @property
+    def layout(self) -> Layout:
+        return Layout.bidirectional()
+
+    def sigma(self, draws: Draws, frames: int) -> Tensor:
+        return self.levels(draws, 1).expand(-1, frames)
+
+    def sheet(self, path: Path, exported: Path | None) -> None:
+        """Real held-out clips above what the teacher makes of their actions alone."""
+        teacher_sheet(path, self)
+
+    def export(self, progress: Progress, final: bool) -> Path | None:
+        info = {
+            "stage": "teacher",
+            "data": self.data.digest,
+            "codec": self.codec.digest,
+            "step": progress.step,
+            "targets": progress.targets,
+        }
+        return export_network(self.context.folder / "export", self.model_config, self.model.state_dict(), info)

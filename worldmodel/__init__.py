@@ -1,0 +1,26 @@
+"""Playable learned worlds: a causal diffusion transformer that paints a game frame by frame.
+
+Importing this package is cheap: torch is imported by the first call that needs it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worldmodel.session import WorldSession
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def load(path: str, device: str = "auto", **options: Any) -> WorldSession:
+    """Open a world folder (or the name of a bundled world) as a live session.
+
+    path: folder with a ``config.json``, or the name of a world in ``assets/worlds``.
+    device: ``auto``, ``cpu``, ``cuda`` or ``mps``. See `worldmodel.session.open_session` for the options.
+    Raises `worldmodel.errors.WorldModelError` (one clear sentence) on anything that cannot be loaded.
+    """
+    from worldmodel.session import open_session
+
+    return open_session(path, device=device, **options)

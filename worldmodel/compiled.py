@@ -1,0 +1,125 @@
+"""One denoising pass, compiled ahead of time into a library that is kept between runs.
+
+The build runs in a process of its own at low priority (`python -m worldmodel.compiled ...`), so that a game in eager mode keeps its
+rate meanwhile; loading a finished build takes milliseconds and no tracing. A build is valid for one world, dtype, thread count,
+torch version and kind of CPU or GPU: all are part of its file name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel import runtime
+from worldmodel.checkpoint import LoadedWorld, load_world
+from worldmodel.errors import DeviceError, WorldModelError
+from worldmodel.models.attention import AttentionContext, Layout
+from worldmodel.models.dit import DiT
+from worldmodel.models.kv_cache import CacheSnapshot, KVCache
+
+Pass = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(noisy, sigma, actions, cos, sin, cache store) -> velocity; writes the scratch slot of the store."""
+
+
+class _PassModule(nn.Module):
+    """`DiT.denoise` against a full cache, with the cache's store as an argument."""
+
+    def __init__(self, model: DiT, cache: KVCache) -> None:
+        super().__init__()
+        self.model, self.cache = model, cache
+
+    def forward(self, noisy: Tensor, sigma: Tensor, actions: Tensor, cos: Tensor, sin: Tensor, store: Tensor) -> Tensor:
+        self.cache.store = store
+        return self.model.denoise(noisy, sigma, AttentionContext(cos, sin, cache=self.cache), actions)
+
+
+def cache_folder() -> Path:
+    """Where builds live: ``$WORLDMODEL_CACHE``, else the user's cache folder."""
+    base = os.environ.get("WORLDMODEL_CACHE")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "worldmodel"
+
+
+def build_path(world: LoadedWorld, device: torch.device, dtype: torch.dtype, threads: int) -> Path:
+    """File of the build for these conditions, existing or not."""
+    source = b"".join(
+        p.read_bytes() for folder in ("models", "kernels") for p in sorted((Path(__file__).parent / folder).glob("*.py"))
+    )
+    chip = torch.cuda.get_device_name() if device.type == "cuda" else runtime.describe_machine()["cpu"]
+    facts = (world.weights_hash, world.config.to_json(), str(dtype), device.type, chip, threads, torch.__version__, source)
+    return cache_folder() / f"{world.config.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.pt2"
+
+
+def load_build(path: Path) -> Pass | None:
+    """The compiled pass in `path`, or None if it is not there. Raises DeviceError if it is there but cannot be used."""
+    if not path.is_file():
+        return None
+    try:
+        return torch._inductor.aoti_load_package(str(path))
+    except (RuntimeError, OSError, ValueError) as error:
+        raise DeviceError(f"the compiled engine {path} cannot be loaded ({error}): delete it, it will be built again") from error
+
+
+def start_build(world_folder: Path, path: Path, device: torch.device, dtype: torch.dtype, threads: int) -> subprocess.Popen[str]:
+    """Build `path` in another process. Its exit status is 0 when `path` is there; the last line it printed says what went wrong."""
+    command = [sys.executable, "-m", "worldmodel.compiled", str(world_folder), str(path)]
+    command += ["--device", device.type, "--dtype", str(dtype).removeprefix("torch."), "--threads", str(threads)]
+    root = str(Path(__file__).resolve().parents[1])
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def build(world: LoadedWorld, path: Path, device: torch.device, dtype: torch.dtype, threads: int) -> None:
+    """Compile one pass of `world` and store it in `path`, whole or not at all."""
+    torch.set_num_threads(threads)
+    config = world.config
+    model = world.build()[0].to(device, dtype)
+    sampler, (channels, height, width) = config.sampler, config.latent_size
+    cache = model.make_cache((height, width), sampler.window, sampler.chunk, sampler.sink)
+    cache.restore(CacheSnapshot(cache.store, sampler.window))  # a full ring: the shape of steady play
+    noisy = torch.zeros(1, sampler.chunk, channels, height, width, device=device, dtype=dtype)
+    sigma = torch.ones(1, sampler.chunk, device=device)
+    actions = torch.zeros(1, sampler.chunk, config.actions.width, device=device, dtype=dtype)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ctx = model.context(noisy.shape, device, Layout.bidirectional(), cache=cache)
+        arguments = (noisy, sigma, actions, ctx.cos, ctx.sin, cache.store)
+        program = torch.export.export(_PassModule(model, cache), arguments, strict=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f"{path.stem}.{os.getpid()}.tmp.pt2")
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(fresh), inductor_configs={"freezing": device.type == "cpu"}
+        )
+    fresh.replace(path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m worldmodel.compiled", description=__doc__)
+    parser.add_argument("world", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    if hasattr(os, "nice"):
+        os.nice(10)
+    try:
+        build(load_world(args.world), args.out, torch.device(args.device), getattr(torch, args.dtype), args.threads)
+    except (WorldModelError, RuntimeError, OSError) as error:
+        print(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

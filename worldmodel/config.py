@@ -1,0 +1,294 @@
+"""Frozen dataclasses that describe a world. Validated on construction, plain JSON on disk. No torch.
+
+`WorldConfig` is the content of a world folder's ``config.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from worldmodel.action import ActionSpec
+from worldmodel.errors import ConfigError
+
+SCHEMA_VERSION = 1
+WORLDS = Path(__file__).resolve().parents[1] / "assets" / "worlds"
+ACTIVATIONS = ("gelu_tanh", "silu", "relu2")
+FAMILIES = ("worldmodel", "wan")
+SAMPLERS = ("euler", "adams", "consistency")
+MOST_STEPS = 1000  # noise levels that a schedule tells apart
+_MOST = {"dim": 2**15, "layers": 256, "heads": 1024, "ffn_dim": 2**17, "in_channels": 4096, "out_channels": 4096}
+_MOST |= {"patch": 64, "freq_dim": 2**15, "text_dim": 2**17, "text_len": 2**16, "action_dim": 4096}
+_MOST_SIDE, _MOST_WINDOW, _MOST_WIDTH, _MOST_BLOCKS = 8192, 1024, 8192, 64
+
+T = TypeVar("T")
+
+
+def bundled_worlds() -> list[str]:
+    """Names of the worlds that come with this checkout."""
+    return sorted(path.parent.name for path in WORLDS.glob("*/config.json"))
+
+
+def find_world(world: str | Path) -> Path:
+    """A folder, or the name of a bundled world -> the world folder. Raises ConfigError that lists what there is."""
+    for folder in (Path(world), WORLDS / world):
+        if (folder / "config.json").is_file():
+            return folder
+    if Path(world).exists():
+        raise ConfigError(f"{world} is not a world folder: it has no config.json")
+    raise ConfigError(
+        f"no world called {str(world)!r}: bundled worlds are {', '.join(bundled_worlds()) or '(none)'}; or give a folder"
+    )
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Shape of the diffusion transformer. Wan 2.1 and the small bundled models are both points of this space.
+
+    dim: model width D; a multiple of heads, head width even. patch: latent pixels per token side (time patch is 1).
+    text_dim: width of the text states, 0 = no text. action_dim: length A of the encoded action, 0 = none.
+    camera: the projective camera branch (PRoPE). activation: of the feed-forward net.
+    """
+
+    dim: int = 320
+    layers: int = 6
+    heads: int = 5
+    ffn_dim: int = 1280
+    in_channels: int = 16
+    out_channels: int = 16
+    patch: int = 2
+    freq_dim: int = 256
+    text_dim: int = 0
+    text_len: int = 512
+    action_dim: int = 0
+    camera: bool = False
+    activation: str = "relu2"
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "layers", "heads", "ffn_dim", "in_channels", "out_channels", "patch", "freq_dim"):
+            _require(getattr(self, name) >= 1, f"model.{name} must be at least 1, got {getattr(self, name)}")
+        _require(self.dim % self.heads == 0, f"model.dim {self.dim} is not a multiple of model.heads {self.heads}")
+        _require(self.head_dim % 2 == 0, f"model.dim / model.heads must be even for RoPE, got {self.head_dim}")
+        _require(self.freq_dim % 2 == 0, f"model.freq_dim must be even, got {self.freq_dim}")
+        _require(
+            not self.camera or self.head_dim % 4 == 0, f"the camera branch needs a head width divisible by 4, got {self.head_dim}"
+        )
+        _require(self.activation in ACTIVATIONS, f"model.activation is one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+        _require(min(self.text_dim, self.text_len, self.action_dim) >= 0, "model.text_* and model.action_dim cannot be negative")
+        for name, most in _MOST.items():
+            _require(getattr(self, name) <= most, f"model.{name} can be at most {most}, got {getattr(self, name)}")
+        _require(0 < self.eps < 1, f"model.eps must lie between 0 and 1, got {self.eps}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """The small frame autoencoder: 8x smaller in height and width, one latent per frame.
+
+    channels: latent channels C. widths, decoder_widths: convolution widths at 1/2, 1/4 and 1/8 of the picture's size.
+    blocks: residual blocks at 1/8 (the other levels have one).
+    """
+
+    channels: int = 16
+    widths: tuple[int, int, int] = (64, 128, 192)
+    decoder_widths: tuple[int, int, int] = (32, 64, 128)
+    blocks: int = 2
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.channels <= _MOST_WIDTH, f"codec.channels lies in 1 to {_MOST_WIDTH}, got {self.channels}")
+        _require(0 <= self.blocks <= _MOST_BLOCKS, f"codec.blocks lies in 0 to {_MOST_BLOCKS}, got {self.blocks}")
+        for name in ("widths", "decoder_widths"):
+            value = getattr(self, name)
+            fits = len(value) == 3 and min(value) >= 1 and max(value) <= _MOST_WIDTH
+            _require(fits, f"codec.{name} is three widths from 1 to {_MOST_WIDTH}, got {value}")
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How a frame is made from noise.
+
+    kind: ``euler`` or ``adams`` (second order) integrate the velocity over `sigmas`; ``consistency`` predicts clean and re-noises
+    (distilled students).
+    shift: warps an even grid of noise levels, sigma = s u / (1 + (s - 1) u). presets: step counts that may be chosen.
+    steps: the default step count. window: frames that attention sees, the current chunk included; sink: of those, how many first
+    frames are kept for ever. chunk: latent frames denoised together. context_sigma: noise level at which a finished frame is
+    committed to the cache (0 = clean). sigmas: noise levels by step count, where they are not the shifted even grid.
+    """
+
+    kind: str = "euler"
+    shift: float = 3.0
+    presets: tuple[int, ...] = (1, 2, 4, 8)
+    steps: int = 4
+    window: int = 12
+    sink: int = 0
+    chunk: int = 1
+    context_sigma: float = 0.0
+    sigmas: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(self.kind in SAMPLERS, f"sampler.kind is one of {', '.join(SAMPLERS)}, got {self.kind!r}")
+        _require(1e-3 <= self.shift <= 1e3, f"sampler.shift lies in 0.001 to 1000, got {self.shift}")
+        counts = (*self.presets, self.steps)
+        _require(
+            bool(self.presets) and min(counts) >= 1 and max(counts) <= MOST_STEPS,
+            f"sampler.presets and sampler.steps are step counts from 1 to {MOST_STEPS}, got {self.presets} and {self.steps}",
+        )
+        _require(self.chunk >= 1, f"sampler.chunk must be at least 1, got {self.chunk}")
+        _require(self.sink >= 0, f"sampler.sink cannot be negative, got {self.sink}")
+        _require(self.window <= _MOST_WINDOW, f"sampler.window can be at most {_MOST_WINDOW} frames, got {self.window}")
+        least = self.sink + self.chunk + 1
+        _require(self.window >= least, f"sampler.window {self.window} must hold sink, chunk and one more frame: at least {least}")
+        _require(0.0 <= self.context_sigma < 1.0, f"sampler.context_sigma lies in [0, 1), got {self.context_sigma}")
+        for steps, sigmas in self.sigmas.items():
+            falling = all(a > b for a, b in itertools.pairwise(sigmas))
+            _require(
+                steps.isdecimal() and len(sigmas) == int(steps) > 0 and falling and sigmas[0] <= 1.0 and sigmas[-1] > 0.0,
+                f"sampler.sigmas[{steps}] must hold {steps} falling noise levels in (0, 1], got {list(sigmas)}",
+            )
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """All that a client must know to play a world: the content of ``config.json``.
+
+    height, width: picture size in pixels, multiples of 8 times the patch. fps: natural frames per second.
+    frames_per_latent: pictures per latent (1 for the bundled worlds). memory_mb: expected peak memory by dtype.
+    provenance: free-form record of data, training and measurements.
+    """
+
+    name: str
+    height: int
+    width: int
+    fps: float
+    model: DiTConfig
+    codec: CodecConfig
+    sampler: SamplerConfig
+    actions: ActionSpec
+    title: str = ""
+    family: str = "worldmodel"
+    frames_per_latent: int = 1
+    schema_version: int = SCHEMA_VERSION
+    memory_mb: dict[str, int] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.schema_version == SCHEMA_VERSION,
+            f"this world has schema version {self.schema_version}, this client reads version {SCHEMA_VERSION}: "
+            + ("update worldmodel" if self.schema_version > SCHEMA_VERSION else "export the world again"),
+        )
+        plain = re.fullmatch(r"\w[\w .+-]{0,63}", self.name)
+        _require(bool(plain), f"a world's name is a plain word of at most 64 characters, got {self.name[:80]!r}")
+        _require(self.title.isprintable(), "a world's title is one line of plain text")
+        _require(self.family in FAMILIES, f"family is one of {', '.join(FAMILIES)}, got {self.family!r}")
+        unit = 8 * self.model.patch
+        _require(
+            self.height >= unit and self.width >= unit and self.height % unit == 0 and self.width % unit == 0,
+            f"height and width must be multiples of {unit}, got {self.height}x{self.width}",
+        )
+        _require(
+            max(self.height, self.width) <= _MOST_SIDE, f"pictures are at most {_MOST_SIDE} wide, got {self.height}x{self.width}"
+        )
+        _require(0.1 <= self.fps <= 1000, f"fps lies in 0.1 to 1000, got {self.fps}")
+        _require(self.frames_per_latent >= 1, f"frames_per_latent must be at least 1, got {self.frames_per_latent}")
+        if self.family == "worldmodel":
+            _require(
+                self.model.action_dim == self.actions.width,
+                f"model.action_dim is {self.model.action_dim} but the actions encode to {self.actions.width} numbers",
+            )
+            _require(
+                self.model.in_channels == self.codec.channels == self.model.out_channels,
+                f"model.in_channels {self.model.in_channels}, model.out_channels {self.model.out_channels} "
+                f"and codec.channels {self.codec.channels} must agree",
+            )
+
+    @property
+    def latent_size(self) -> tuple[int, int, int]:
+        """(C, H, W) of one latent frame."""
+        return self.codec.channels, self.height // 8, self.width // 8
+
+    def to_json(self) -> str:
+        return json.dumps(to_dict(self), indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str, where: str = "config.json") -> WorldConfig:
+        """Parse and validate. Raises ConfigError with `where` and the offending key."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{where} is not valid JSON ({error}): export or download the world again") from error
+        try:
+            return from_dict(WorldConfig, data)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+
+    @staticmethod
+    def load(folder: Path) -> WorldConfig:
+        """Read ``folder/config.json``. Raises ConfigError if it is absent or wrong."""
+        path = folder / "config.json"
+        if not path.is_file():
+            raise ConfigError(f"{folder} is not a world folder: it has no config.json")
+        try:
+            return WorldConfig.from_json(path.read_text(encoding="utf-8"), str(path))
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not a text file: download or export the world again") from error
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def to_dict(value: Any) -> Any:
+    """Dataclass (nested) -> plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(value)))
+
+
+def from_dict(kind: type[T], data: Any, path: str = "") -> T:
+    """Plain JSON values -> dataclass `kind`, strictly: unknown or missing keys and wrong types raise ConfigError."""
+    where = path or kind.__name__
+    _require(isinstance(data, dict), f"{where} must be an object, got {type(data).__name__}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - set(fields))
+    _require(not unknown, f"{where} has the unknown key {unknown[0] if unknown else ''!r}; valid keys: {', '.join(fields)}")
+    required = (f.name for f in fields.values() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
+    missing = [name for name in required if name not in data]
+    _require(not missing, f"{where} lacks the key {missing[0] if missing else ''!r}")
+    hints = typing.get_type_hints(kind)
+    return kind(**{k: _convert(hints[k], v, f"{path}.{k}" if path else k) for k, v in data.items()})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, path)
+    if origin is tuple:
+        _require(isinstance(value, list), f"{path} must be a list, got {type(value).__name__}")
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        _require(len(kinds) == len(value), f"{path} must hold {len(kinds)} values, got {len(value)}")
+        return tuple(_convert(k, v, f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict:
+        _require(isinstance(value, dict), f"{path} must be an object, got {type(value).__name__}")
+        return {str(k): _convert(args[1], v, f"{path}.{k}") for k, v in value.items()}
+    if hint is Any or isinstance(hint, types.UnionType):
+        return value
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        _require(abs(value) < 1e300 and not math.isnan(value), f"{path} must be a finite number, got {str(value)[:40]}")
+        return float(value)
+    fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    _require(fits, f"{path} must be {hint.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,359 @@
+"""The heart of a run: asks for an action at the last moment, steps the world, hands the pictures over, lets the world commit.
+
+The window runs it in a thread of its own and reads pictures from a bounded mailbox; headless runs call `run` directly. It alone
+touches the world. Commands (pause, step, reset ...) take effect between two steps. Times are `time.perf_counter` seconds.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from worldmodel.action import NOOP
+from worldmodel.errors import DeviceError
+from worldmodel.game.input import Snapshot
+from worldmodel.game.journal import Journal
+from worldmodel.game.replay import Replay, picture_hash
+from worldmodel.game.stats import Stats
+from worldmodel.world import Frame, World
+
+Report = Callable[[str, float], None]
+Factory = Callable[[Report], World]
+SPARE = 0.0015  # s, start this much earlier than the estimate says
+
+
+class Driver(Protocol):
+    """Whoever chooses the actions. `None` means: no more."""
+
+    def next(self, now: float) -> Snapshot | None: ...
+
+    def reset(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run. frames: stop after so many pictures (None: never). fps: pace; None: the world's own; 0: as fast as it goes."""
+
+    seed: int = 0
+    spawn: int = 0
+    frames: int | None = None
+    fps: float | None = None
+    compile: str = "auto"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture on its way to the screen. index: pictures of this run so far. due: when to show it. event: oldest input it answers.
+
+    first: the picture of a reset, which no step made.
+    """
+
+    rgb: np.ndarray
+    index: int
+    due: float
+    event: float | None
+    first: bool = False
+
+
+class Generator:
+    """See the module. Public methods may be called from any thread; `run` is called once, from the thread that owns the world."""
+
+    def __init__(
+        self, factory: Factory, plan: Plan, stats: Stats, *, replay: Replay | None = None, notify: Callable[[], None] | None = None
+    ) -> None:
+        self.plan, self.stats, self.replay = plan, stats, replay
+        self.world: World | None = None
+        self.journal: Journal | None = None
+        self.driver: Driver | None = None
+        self.error: BaseException | None = None
+        self.stage: tuple[str, float] = ("load", 0.0)
+        self.engine, self.compiling, self.action = "eager", "", NOOP
+        self.seed, self.spawn, self.frame = plan.seed, plan.spawn, 0
+        self.diverged: int | None = None
+        self.playing, self.finished, self.paused = False, False, False
+        self._factory, self.notify = factory, notify or (lambda: None)
+        self._cond = threading.Condition()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._stop, self._steps = False, 0
+        self._due: float | None = None
+        self._durations: deque[float] = deque(maxlen=32)
+        self._box: deque[Shown] = deque()
+        self.opened: Callable[[World], tuple[Journal, Driver]] | None = None
+
+    # --- for the window -------------------------------------------------------------------------------------------------------
+    def take(self, now: float) -> Shown | None:
+        """The newest picture that is due, or None. An older one that was never shown leaves its event to the next."""
+        with self._cond:
+            found: Shown | None = None
+            while self._box and self._box[0].due <= now:
+                found = _inherit(self._box.popleft(), found)
+            return found
+
+    def next_due(self) -> float | None:
+        with self._cond:
+            return self._box[0].due if self._box else None
+
+    def pause(self, on: bool) -> None:
+        with self._cond:
+            self.paused, self._steps, self._due = on, 0, None
+            self._cond.notify_all()
+        self.stats.pause()
+
+    def step_once(self) -> None:
+        """While paused: make one more step."""
+        with self._cond:
+            self._steps += 1
+            self._cond.notify_all()
+
+    def reset(self, spawn: int | None = None, seed: int | None = None) -> None:
+        """Start again, at another place if one is given."""
+
+        def job() -> None:
+            self._reset(self.seed if seed is None else seed, self.spawn if spawn is None else spawn)
+
+        self.command(job)
+
+    def next_place(self) -> None:
+        """Start at the next spawn; a world with one spawn takes the next seed instead."""
+
+        def job() -> None:
+            assert self.world is not None
+            more = self.world.spawns > 1
+            self._reset(self.seed if more else self.seed + 1, self.spawn + 1 if more else self.spawn)
+
+        self.command(job)
+
+    def note(self, event: str, **values: Any) -> None:
+        """Write an event into the replay. Only from a command."""
+        if self.journal is not None:
+            self.journal.event(event, self.frame, **values)
+
+    def command(self, job: Callable[[], None]) -> None:
+        """Run a job in the generator's thread before the next step."""
+        with self._cond:
+            self._commands.append(job)
+            self._cond.notify_all()
+
+    def stop(self) -> None:
+        """Finish the current step, close everything and leave `run`."""
+        with self._cond:
+            self._stop = True
+            self._cond.notify_all()
+
+    # --- the thread that owns the world -----------------------------------------------------------------------------------------
+    def run(self) -> None:
+        """Load, play until the plan, the driver or `stop` ends it, then flush and close. Errors are kept in `error`."""
+        try:
+            self._open()
+            if self.replay is None:
+                self._play()
+            else:
+                self._play_again(self.replay)
+        except BaseException as error:  # carried to the main thread, which decides
+            self.error = error
+        for end in (self.journal, self.world):
+            try:
+                if end is not None:
+                    end.close()
+            except BaseException as error:
+                self.error = self.error or error
+        self.finished = True
+        self.notify()
+
+    def _open(self) -> None:
+        self.world = self._factory(self._report)
+        self.engine = getattr(self.world, "engine", "") or "eager"
+        if self.replay is not None:
+            self.replay.check_world(getattr(self.world, "weights_hash", ""), getattr(self.world, "steps", 0))
+        wants = self.replay.header["engine"] if self.replay else ""
+        if (self.plan.compile == "on" and self.replay is None) or wants == "compiled":
+            self._compile_now()
+        elif self.plan.compile == "auto" and self.replay is None:
+            self._compile_behind()
+        if self.opened is not None:
+            self.journal, self.driver = self.opened(self.world)
+        self._report("warm", 0.5)
+
+    def _report(self, stage: str, share: float) -> None:
+        self.stage = (stage, share)
+        self.notify()
+
+    def _play(self) -> None:
+        assert self.driver is not None
+        self._reset(self.plan.seed, self.plan.spawn)
+        while not self._stop and not self._full():
+            if not self._turn():
+                continue
+            self._adopt()
+            snapshot = self.driver.next(time.perf_counter())
+            if snapshot is None:
+                return
+            self._step(snapshot)
+
+    def _full(self) -> bool:
+        return self.plan.frames is not None and self.frame >= self.plan.frames
+
+    def _play_again(self, replay: Replay) -> None:
+        for op in replay.ops:
+            if op.kind == "reset":
+                shown = self._reset(op.seed, op.spawn)
+                sha = picture_hash([shown.rgb])
+            elif op.kind == "engine":
+                self._compile_now()
+                continue
+            else:
+                while not self._stop and not self._turn():
+                    pass
+                if self._stop or op.action is None:
+                    return
+                now = time.perf_counter()
+                sha = picture_hash([f.rgb for f in self._step(Snapshot(op.action, now, now))])
+            if sha != op.sha or self.frame != op.frame:
+                self.diverged = op.frame
+                return
+
+    def _reset(self, seed: int, spawn: int) -> Frame:
+        assert self.world is not None
+        with self._cond:
+            self._box.clear()  # pictures of the old place must not follow the new one
+            self._due = None
+        self.seed, self.spawn = seed, spawn % max(1, self.world.spawns)
+        frame = self.world.reset(seed, self.spawn)
+        self.stats.pause()
+        if self.driver is not None:
+            self.driver.reset()
+        if self.journal is not None:
+            self.journal.reset(self.frame, seed, self.spawn, frame)
+        self._hand_over((frame,), time.perf_counter(), None)
+        self._report("play", 1.0)
+        self.playing = True
+        return frame
+
+    def _turn(self) -> bool:
+        """Wait until it is time to read the next action. False: something else happened, look again."""
+        with self._cond:
+            if self._commands:
+                job = self._commands.popleft()
+            elif self._stop:
+                return False
+            elif self.paused:
+                if self._steps:
+                    self._steps -= 1
+                    return True
+                self._cond.wait(0.5)
+                return False
+            else:
+                wait = self._start_time() - time.perf_counter()
+                if wait <= 0:
+                    return True
+                self._cond.wait(wait)
+                return not (self._stop or self._commands or self.paused) and self._start_time() <= time.perf_counter()
+        job()
+        return False
+
+    def _start_time(self) -> float:
+        """When to begin so that the picture is ready just in time for its even place."""
+        if self._due is None or not self._durations:
+            return 0.0
+        return self._due - float(np.percentile(self._durations, 90)) - SPARE
+
+    def _step(self, snapshot: Snapshot) -> tuple[Frame, ...]:
+        assert self.world is not None
+        self.action = snapshot.action
+        frames = self.world.step(snapshot.action)
+        ready = time.perf_counter()
+        self.frame += len(frames)
+        self._durations.append(ready - snapshot.taken)
+        finish = getattr(self.world, "finish", None)
+        timing = {k: v for k, v in frames[-1].timing_ms.items() if k != "commit" or finish is None}
+        self.stats.generated(ready - snapshot.taken, len(frames), timing)
+        self._hand_over(frames, ready, snapshot)
+        if finish is not None:
+            began = time.perf_counter()
+            finish()
+            self.stats.committed(time.perf_counter() - began)
+        if self.journal is not None:
+            self.journal.step(self.frame, snapshot.action, frames)
+        return frames
+
+    def _hand_over(self, frames: tuple[Frame, ...], ready: float, snapshot: Snapshot | None) -> None:
+        """Put pictures into the mailbox, evenly spaced; a full mailbox loses its oldest."""
+        fps = self._fps()
+        period = 1 / fps if fps else 0.0
+        first = beat = ready  # beat: the even place of this picture, which the next one is counted from
+        with self._cond:
+            if snapshot is not None and self._due is not None and not self.paused:
+                first = max(ready, self._due)
+                beat = self._due if ready - self._due < period / 2 else ready
+                if ready > self._due + SPARE:
+                    self.stats.late()
+            for i, frame in enumerate(frames):
+                event = snapshot.event if snapshot and i == 0 else None
+                index = self.frame - len(frames) + 1 + i if snapshot else self.frame
+                self._box.append(Shown(np.array(frame.rgb), index, first + i * period, event, snapshot is None))
+                if len(self._box) > len(frames):
+                    old = self._box.popleft()
+                    self._box[0] = _inherit(self._box[0], old)
+            self._due = beat + len(frames) * period if period and not self.paused else None
+        self.notify()
+
+    def _fps(self) -> float:
+        if self.plan.fps is not None:
+            return self.plan.fps
+        return float(self.world.fps) if self.world else 0.0
+
+    # --- the compiled engine ----------------------------------------------------------------------------------------------------
+    def _compile_behind(self) -> None:
+        """Begin to build the compiled engine, if the world offers one; the eager one plays meanwhile."""
+        world: Any = self.world
+        if hasattr(world, "start_compile") and world.compile_state == "off":
+            world.start_compile()
+
+    def _compile_state(self) -> str:
+        """``off``, ``building``, ``ready`` or ``failed: reason``; empty for worlds without a compiled engine."""
+        world: Any = self.world
+        return str(world.poll_compile() if hasattr(world, "poll_compile") else getattr(world, "compile_state", ""))
+
+    def _compile_now(self) -> None:
+        """Wait until the compiled engine is ready and take it. Raises DeviceError if it cannot be built here."""
+        world: Any = self.world
+        if not hasattr(world, "start_compile"):
+            raise DeviceError("this world has no compiled engine: leave out --compile on")
+        if self.engine == "compiled":
+            return
+        if world.compile_state == "off":
+            world.start_compile()
+        began = time.perf_counter()
+        while (state := self._compile_state()) == "building" and not self._stop:
+            elapsed = time.perf_counter() - began
+            self._report("compile", elapsed / (elapsed + 30.0))  # its length is unknown: approach the end
+            time.sleep(0.05)
+        if state.startswith("failed"):
+            raise DeviceError(f"the compiled engine could not be built ({state[8:]}): play with --compile off")
+        if not self._stop:
+            self._adopt()
+
+    def _adopt(self) -> None:
+        """Between two steps: take the compiled engine once it is ready, and say so in the replay."""
+        world: Any = self.world
+        if self.engine == "compiled":
+            return
+        self.compiling = self._compile_state()
+        if self.compiling == "ready" and world.adopt_compiled():
+            self.engine = "compiled"
+            self._durations.clear()
+            self.note("engine", engine="compiled")
+
+
+def _inherit(newer: Shown, older: Shown | None) -> Shown:
+    """A picture that replaces one never shown answers its event too."""
+    if older is None:
+        return newer
+    events = [e for e in (older.event, newer.event) if e is not None]
+    return replace(newer, event=min(events, default=None))

@@ -1,0 +1,279 @@
+"""What a person can do with the window besides playing: pause, step, menu, places, video, screenshot, agent. And who plays now.
+
+Runs in the main thread. The world is only touched through the generator's commands.
+"""
+
+from __future__ import annotations
+
+import time
+
+from worldmodel.errors import WorldModelError
+from worldmodel.game import hud
+from worldmodel.game.cards import Choice
+from worldmodel.game.replay import replay_path
+from worldmodel.game.run import Run
+from worldmodel.game.window import Window
+
+TOAST_SECONDS = 3.5
+DEMO_AFTER = 8.0  # s without any input, only before the first one
+
+
+class Shell:
+    """State of everything on top of the picture.
+
+    screen: ``play``, ``menu``, ``step`` (paused, menu hidden) or ``help``. level: of the numbers. overlay: show pressed keys.
+    selected: line of the menu. touched: a person has played. started: when play began. dirty: must be drawn again.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.window: Window | None = None
+        self.level = "small" if run.settings.hud else "off"
+        self.overlay = False
+        self.screen, self._before_help = "play", "play"
+        self.selected: int | None = None
+        self.touched, self.done, self.dirty = False, False, True
+        self.started: float | None = None
+        self.toasts: list[tuple[str, float]] = []
+        self._engine, self._told = "", False
+
+    def key_down(self, code: str, now: float) -> None:
+        """A key of the keyboard went down: the window's keys first, then the world's."""
+        self.dirty = True
+        if code == "F11" and self.window:
+            self.window.toggle_fullscreen()
+        elif code == "F2":
+            self.level = hud.LEVELS[(hud.LEVELS.index(self.level) + 1) % len(hud.LEVELS)]
+        elif code == "F3":
+            self.overlay = not self.overlay
+        elif code == "F7":
+            self._screenshot()
+        elif not self.run.generator.playing:
+            self.done |= code == "Escape"
+        elif self.screen == "help":
+            if code in ("F1", "Escape", "Enter", "Space"):
+                self.close_help()
+        elif code == "Escape" and self.screen != "play":
+            self.done = True
+        elif code == "Escape" or (code == "Pause" and self.screen == "play"):
+            self.pause()
+        elif not self._shell_key(code) and not (self.screen != "play" and self._menu_key(code)):
+            self.press(code, now)
+
+    def _shell_key(self, code: str) -> bool:
+        """Keys that mean the same while playing and in the menu."""
+        if code == "F1":
+            self._open_help()
+        elif code == "F6":
+            self._toggle_video()
+        elif code == "F8":
+            self._next_place()
+        elif code == "Tab":
+            self._hand_over()
+        elif code in ("Enter", "NumpadEnter") and self.selected is None:
+            self._restart()
+        elif code == "Period" and self.screen != "play":
+            self._one_step()
+        else:
+            return False
+        return True
+
+    def _menu_key(self, code: str) -> bool:
+        choices = self.choices()
+        if code in ("ArrowDown", "ArrowUp") and self.screen == "menu":
+            step = 1 if code == "ArrowDown" else -1
+            start = -1 if step > 0 else 0
+            self.selected = ((start if self.selected is None else self.selected) + step) % len(choices)
+        elif code in ("Enter", "NumpadEnter") and self.selected is not None:
+            self.choose(choices[self.selected].name)
+        elif code in ("Space", "Pause"):
+            self.resume()
+        elif self.screen == "step":
+            return False  # keys of the world act in the next single step
+        return True
+
+    def choices(self) -> list[Choice]:
+        """Lines of the pause menu."""
+        recording = self.run.generator.journal is not None and self.run.generator.journal.video is not None
+        return [
+            Choice("resume", "Play on", "Space"),
+            Choice("step", "One step", "Period"),
+            Choice("restart", "Start again", "Enter"),
+            Choice("next", "Next place", "F8"),
+            Choice("video", "Stop the video" if recording else "Record a video", "F6"),
+            Choice("picture", "Screenshot", "F7"),
+            Choice("help", "All keys", "F1"),
+            Choice("quit", "Quit", "Esc"),
+        ]
+
+    def choose(self, name: str) -> None:
+        """Do what a line of the menu says."""
+        self.dirty = True
+        if name == "resume":
+            self.resume()
+            if self.window and self.takes_input() and self.run.generator.world and self.run.generator.world.actions.axes:
+                self.window.grab(True)
+        elif name == "step":
+            self._one_step()
+        elif name == "quit":
+            self.done = True
+        else:
+            jobs = {"restart": self._restart, "next": self._next_place, "video": self._toggle_video}
+            {**jobs, "picture": self._screenshot, "help": self._open_help}[name]()
+
+    def pause(self) -> None:
+        """Let the pointer go, stop the world, show the menu."""
+        self.let_go(time.perf_counter())
+        self.screen, self.selected = "menu", None
+        self.run.generator.pause(True)
+        self.dirty = True
+
+    def resume(self) -> None:
+        """Play on."""
+        self.screen, self.selected = "play", None
+        self.run.generator.pause(False)
+        self.dirty = True
+
+    def _one_step(self) -> None:
+        """Hide the menu: the picture is what one wants to see now. Keys held at this moment act in the step."""
+        self.screen, self.selected = "step", None
+        self.run.generator.step_once()
+
+    def _open_help(self) -> None:
+        self._before_help, self.selected = self.screen, None
+        self.let_go(time.perf_counter())
+        self.screen = "help"
+        self.run.generator.pause(True)
+
+    def close_help(self) -> None:
+        """Back to where F1 was pressed."""
+        self.dirty = True
+        if self._before_help != "play":
+            self.screen = self._before_help
+        else:
+            self.resume()
+
+    def _is_replay(self) -> bool:
+        if self.run.generator.replay is not None:
+            self.toast("this is a replay: it plays by itself")
+            return True
+        return False
+
+    def _restart(self) -> None:
+        if not self._is_replay():
+            self.person()
+            self.run.generator.reset()
+            self.resume()
+
+    def _next_place(self) -> None:
+        generator = self.run.generator
+        if not self._is_replay():
+            self.person()
+            generator.next_place()
+            self.resume()
+
+    def _hand_over(self) -> None:
+        if not self._is_replay() and self.run.seat is not None:
+            self.touched = True
+            self._drive("agent" if self.run.seat.mode == "player" else "player")
+            self.toast("the agent plays; Tab takes over" if self.run.seat.mode == "agent" else "you play")
+
+    def _drive(self, mode: str) -> None:
+        generator, seat = self.run.generator, self.run.seat
+        assert seat is not None
+        seat.mode = mode
+        if mode != "player":
+            seat.agent.reset()
+        generator.command(lambda: generator.note("driver", driver=mode))
+
+    def _toggle_video(self) -> None:
+        generator = self.run.generator
+
+        def job() -> None:
+            journal = generator.journal
+            if journal is None:
+                return
+            try:
+                if journal.video is None:
+                    journal.start_video(replay_path(self.run.settings.plays, self.run.preview.name, ".mp4"))
+                    self.toast(f"recording {journal.videos[-1]}")
+                else:
+                    path = journal.video.path
+                    journal.stop_video()
+                    self.toast(f"saved {path}")
+            except WorldModelError as error:
+                self.toast(str(error))
+
+        generator.command(job)
+
+    def _screenshot(self) -> None:
+        try:
+            if self.window is not None:
+                path = replay_path(self.run.settings.plays, self.run.preview.name, ".png")
+                self.window.screenshot(path)
+                self.toast(f"saved {path}")
+        except WorldModelError as error:
+            self.toast(str(error))
+
+    def toast(self, words: str) -> None:
+        """Show a short message for a few seconds. Any thread."""
+        self.toasts = [*self.toasts[-2:], (words, time.perf_counter() + TOAST_SECONDS)]
+        self.dirty = True
+
+    def notice(self) -> None:
+        """Things that happened without an event."""
+        now, generator = time.perf_counter(), self.run.generator
+        if self.toasts and self.toasts[0][1] < now:
+            self.toasts = [t for t in self.toasts if t[1] >= now]
+            self.dirty = True
+        if generator.playing and self.started is None:
+            self.started, self._engine, self.dirty = now, generator.engine, True
+            if self.window and generator.world:
+                self.window.adapt((generator.world.size[1], generator.world.size[0]))
+        if generator.playing and generator.engine != self._engine:
+            self._engine = generator.engine
+            self.toast(f"now on the {generator.engine} engine")
+        if generator.playing and generator.compiling.startswith("failed") and not self._told:
+            self._told = True
+            self.toast(f"the compiled engine {generator.compiling}; the eager one plays on")
+        self._maybe_demo(now)
+
+    def _maybe_demo(self, now: float) -> None:
+        seat, settings = self.run.seat, self.run.settings
+        waiting = not self.touched and self.screen == "play" and self.started is not None and now - self.started > DEMO_AFTER
+        asked = (settings.agent, settings.frames, settings.episodes, settings.replay)
+        if waiting and seat and seat.mode == "player" and asked == (None,) * 4:
+            self.touched = True  # once
+            self._drive("demo")
+
+    def person(self) -> None:
+        """A person touched the controls: the demo ends."""
+        self.touched = True
+        if self.run.seat and self.run.seat.mode == "demo":
+            self._drive("player")
+
+    def let_go(self, now: float) -> None:
+        """Release the pointer and everything that is held."""
+        if self.window:
+            self.window.grab(False)
+        if self.run.inputs:
+            self.run.inputs.release_all(now)
+        self.dirty = True
+
+    def takes_input(self) -> bool:
+        """Whether keys reach the world now."""
+        generator = self.run.generator
+        return generator.playing and self.screen in ("play", "step") and generator.replay is None
+
+    def press(self, code: str, now: float) -> None:
+        """A key, mouse button or gamepad control of the world went down."""
+        inputs, keymap = self.run.inputs, self.run.keymap
+        if self.takes_input() and inputs and keymap and code in keymap.bindings:
+            self.person()
+            inputs.press(code, now)
+            self.dirty |= self.overlay
+
+    def release(self, code: str, now: float) -> None:
+        """And up again."""
+        if self.run.inputs:
+            self.run.inputs.release(code, now)

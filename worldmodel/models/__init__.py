@@ -1,0 +1,1 @@
+"""The networks: one diffusion transformer, its cache, and the codecs between frames and latents."""

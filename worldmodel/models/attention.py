@@ -1,0 +1,146 @@
+"""Self-attention (QK-norm, RoPE, optional camera branch, cache or block layout) and cross-attention to text.
+
+Shapes: B batch, F frames, S tokens a frame, D model width, N heads, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldmodel import kernels
+from worldmodel.config import DiTConfig
+from worldmodel.models.camera import transform
+from worldmodel.models.kv_cache import KVCache
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which frame may see which. Bidirectional and causal nets are the same module with another layout.
+
+    chunk: frames denoised together. window: frames seen, counted back from the end of the own chunk, that chunk included; 0 = all.
+    first: size of the first chunk where it differs (0 = `chunk`).
+    """
+
+    kind: str = "bidirectional"
+    chunk: int = 1
+    window: int = 0
+    first: int = 0
+
+    @staticmethod
+    def bidirectional() -> Layout:
+        return Layout()
+
+    @staticmethod
+    def causal(chunk: int = 1, window: int = 0, first: int = 0) -> Layout:
+        """Diffusion forcing: a frame sees its own and earlier chunks, all of them noisy."""
+        return Layout("causal", chunk, window, first)
+
+    @staticmethod
+    def teacher_forcing(chunk: int = 1, window: int = 0) -> Layout:
+        """[clean | noisy]: clean frames are chunk-causal; a noisy chunk sees itself and the clean frames of earlier chunks."""
+        return Layout("teacher_forcing", chunk, window)
+
+    def chunk_ends(self, frames: int) -> np.ndarray:
+        """For every frame the index just behind its chunk; the last chunk may be cut by the end of the clip."""
+        first = self.first or self.chunk
+        index = np.arange(frames)
+        ends = np.where(index < first, first, first + ((index - first) // self.chunk + 1) * self.chunk)
+        return np.minimum(ends, frames)
+
+    def frame_mask(self, frames: int) -> np.ndarray:
+        """bool (query frames, key frames), True where the query sees the key; both axes doubled for teacher forcing."""
+        if self.kind == "bidirectional":
+            return np.ones((frames, frames), dtype=bool)
+        ends, key = self.chunk_ends(frames)[:, None], np.arange(frames)[None]
+        recent = key >= ends - self.window if self.window else np.ones((frames, frames), dtype=bool)
+        causal = (key < ends) & recent
+        if self.kind == "causal":
+            return causal
+        own = ends == ends.T
+        return np.block([[causal, np.zeros_like(causal)], [causal & ~own, own]])
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionContext:
+    """What all self-attention layers of one pass share.
+
+    cos, sin: (F*S, E/2). cameras: P and its inverse, (B,F,4,4), or None. Exactly one of plan and cache is set.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    cameras: tuple[Tensor, Tensor] | None = None
+    plan: kernels.BlockPlan | None = None
+    cache: KVCache | None = None
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _merge(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """q and k are RMS-normalised over the full width D before the head split (Wan 2.1)."""
+
+    def __init__(self, cfg: DiTConfig) -> None:
+        super().__init__()
+        self.heads = cfg.heads
+        self.qkv = nn.Linear(cfg.dim, 3 * cfg.dim)
+        self.out = nn.Linear(cfg.dim, cfg.dim)
+        self.norm_q = nn.RMSNorm(cfg.dim, eps=cfg.eps)
+        self.norm_k = nn.RMSNorm(cfg.dim, eps=cfg.eps)
+        self.camera_out = nn.Linear(cfg.dim, cfg.dim) if cfg.camera else None
+        if self.camera_out is not None:
+            nn.init.zeros_(self.camera_out.weight)
+            nn.init.zeros_(self.camera_out.bias)
+
+    def forward(self, x: Tensor, layer: int, ctx: AttentionContext) -> Tensor:
+        """x (B, F*S, D) -> (B, F*S, D)."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = _heads(self.norm_q(q), self.heads), _heads(self.norm_k(k), self.heads), _heads(v, self.heads)
+        q_all, k_all, v_all = kernels.rotate(q, ctx.cos, ctx.sin).to(v.dtype), kernels.rotate(k, ctx.cos, ctx.sin).to(v.dtype), v
+        cameras = ctx.cameras if self.camera_out is not None else None
+        if cameras is not None:  # the camera branch is a second set of heads: unrotated, in projective coordinates
+            to_world, from_world = cameras
+            q_all = torch.cat((q_all, transform(q, to_world.mT).to(v.dtype)), dim=1)
+            k_all = torch.cat((k_all, transform(k, from_world).to(v.dtype)), dim=1)
+            v_all = torch.cat((v_all, transform(v, from_world)), dim=1)
+        if ctx.cache is not None:
+            out = kernels.attention(q_all, *ctx.cache.extend(layer, k_all, v_all))
+        else:
+            assert ctx.plan is not None
+            out = kernels.block_attention(q_all, k_all, v_all, ctx.plan)
+        y = self.out(_merge(out[:, : self.heads]))
+        if cameras is not None:
+            assert self.camera_out is not None
+            y = y + self.camera_out(_merge(transform(out[:, self.heads :], cameras[0])))
+        return y
+
+
+class CrossAttention(nn.Module):
+    """Attention to text states; keys and values are made once per prompt by `states`."""
+
+    def __init__(self, cfg: DiTConfig) -> None:
+        super().__init__()
+        self.heads = cfg.heads
+        self.q = nn.Linear(cfg.dim, cfg.dim)
+        self.kv = nn.Linear(cfg.dim, 2 * cfg.dim)
+        self.out = nn.Linear(cfg.dim, cfg.dim)
+        self.norm_q = nn.RMSNorm(cfg.dim, eps=cfg.eps)
+        self.norm_k = nn.RMSNorm(cfg.dim, eps=cfg.eps)
+
+    def states(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedded text (B, S, D) -> keys and values (B,N,S,E)."""
+        k, v = self.kv(text).chunk(2, dim=-1)
+        return _heads(self.norm_k(k), self.heads).to(v.dtype), _heads(v, self.heads)
+
+    def forward(self, x: Tensor, states: tuple[Tensor, Tensor]) -> Tensor:
+        q = _heads(self.norm_q(self.q(x)), self.heads)
+        return self.out(_merge(kernels.attention(q.to(states[1].dtype), *states)))

@@ -1,0 +1,188 @@
+"""The diffusion transformer: by configuration the Wan 2.1 net or a small one for bundled worlds; bidirectional, teacher-forcing,
+diffusion-forcing and cached causal use are the same module with another `Layout` or a `KVCache`.
+
+Shapes: B batch, T frames, C H W latent, S tokens a frame, D model width, A action.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel import kernels
+from worldmodel.config import DiTConfig
+from worldmodel.models.attention import AttentionContext, CrossAttention, Layout, SelfAttention
+from worldmodel.models.camera import projections
+from worldmodel.models.embeddings import ActionEmbedding, NoiseEmbedding, rope_tables
+from worldmodel.models.kv_cache import KVCache
+
+TextStates = list[tuple[Tensor, Tensor]]
+
+
+def _activation(x: Tensor, name: str) -> Tensor:
+    if name == "relu2":  # squared ReLU: as good as GELU in nets we train ourselves and much cheaper on a CPU
+        return F.relu(x).square()
+    return F.silu(x) if name == "silu" else F.gelu(x, approximate="tanh")
+
+
+class Block(nn.Module):
+    """x += g1 Attn(mod(x, s1, c1)); x += Cross(LN(x), text); x += g2 FFN(mod(x, s2, c2)), order s1 c1 g1 s2 c2 g2 (Wan 2.1)."""
+
+    def __init__(self, cfg: DiTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.eps, self.activation = layer, cfg.eps, cfg.activation
+        self.modulation = nn.Parameter(torch.randn(6, cfg.dim) / cfg.dim**0.5)
+        self.attention = SelfAttention(cfg)
+        self.cross_norm = nn.LayerNorm(cfg.dim, eps=cfg.eps) if cfg.text_dim else None
+        self.cross = CrossAttention(cfg) if cfg.text_dim else None
+        self.ffn_in = nn.Linear(cfg.dim, cfg.ffn_dim)
+        self.ffn_out = nn.Linear(cfg.ffn_dim, cfg.dim)
+
+    def forward(self, x: Tensor, modulation: Tensor, ctx: AttentionContext, text: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x (B,T,S,D), modulation (B,T,6,D) per frame -> (B,T,S,D)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + modulation)[:, :, :, None].unbind(2)
+        h = kernels.modulate(x, shift1, scale1, self.eps)
+        x = torch.addcmul(x, self.attention(h.flatten(1, 2), self.layer, ctx).view_as(x), gate1)
+        if self.cross is not None and self.cross_norm is not None:
+            assert text is not None, "this model needs text"
+            x = x + self.cross(self.cross_norm(x).flatten(1, 2), text).view_as(x)
+        h = kernels.modulate(x, shift2, scale2, self.eps)
+        return torch.addcmul(x, self.ffn_out(_activation(self.ffn_in(h), self.activation)), gate2)
+
+
+class DiT(nn.Module):
+    """Predicts velocity = noise - clean of noisy latents."""
+
+    def __init__(self, cfg: DiTConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.patch = nn.Linear(cfg.in_channels * cfg.patch**2, cfg.dim)
+        self.noise = NoiseEmbedding(cfg.freq_dim, cfg.dim)
+        self.noise_projection = nn.Linear(cfg.dim, 6 * cfg.dim)
+        self.action = ActionEmbedding(cfg.action_dim, cfg.dim) if cfg.action_dim else None
+        self.text = (
+            nn.Sequential(nn.Linear(cfg.text_dim, cfg.dim), nn.GELU(approximate="tanh"), nn.Linear(cfg.dim, cfg.dim))
+            if cfg.text_dim
+            else None
+        )
+        self.blocks = nn.ModuleList(Block(cfg, i) for i in range(cfg.layers))
+        self.head_modulation = nn.Parameter(torch.randn(2, cfg.dim) / cfg.dim**0.5)
+        self.head = nn.Linear(cfg.dim, cfg.out_channels * cfg.patch**2)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def text_states(self, text: Tensor) -> TextStates:
+        """Text encoder output (B, Lc, text_dim), Lc <= text_len -> keys and values per block. Once per prompt.
+
+        Rows beyond Lc are zero before the text net and are attended like all others: there is no text mask (Wan 2.1).
+        """
+        assert self.text is not None, "this model takes no text"
+        embedded = self.text(F.pad(text, (0, 0, 0, self.cfg.text_len - text.shape[1])))
+        return [block.cross.states(embedded) for block in self.blocks]  # type: ignore[operator, union-attr]
+
+    def make_cache(
+        self, latent_hw: tuple[int, int], window: int, chunk: int = 1, sink: int = 0, batch: int = 1, cameras: bool = False
+    ) -> KVCache:
+        """An empty cache for latents of `latent_hw` = (H, W), on this model's device and in its dtype."""
+        weight = self.patch.weight
+        return KVCache(
+            layers=self.cfg.layers,
+            heads=self.cfg.heads * (2 if cameras else 1),
+            head_dim=self.cfg.head_dim,
+            tokens=latent_hw[0] * latent_hw[1] // self.cfg.patch**2,
+            window=window,
+            chunk=chunk,
+            sink=sink,
+            batch=batch,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+
+    def forward(
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        actions: Tensor | None = None,
+        action_keep: Tensor | None = None,
+        text: TextStates | None = None,
+        cameras: tuple[Tensor, Tensor | None] | None = None,
+        clean: Tensor | None = None,
+        clean_sigma: Tensor | None = None,
+        layout: Layout | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Velocity (B,T,C,H,W) of noisy (B,T,C,H,W) at noise levels sigma in [0,1], (B,T) or (B,).
+
+        actions (B,T,A) encoded, None = unknown; action_keep bool (B,) or (B,T), False hides the action. cameras: view matrices
+        (B,T,4,4) and intrinsics (B,T,3,3). With `clean` (B,T,C,H,W) the sequence is [clean | noisy] (teacher forcing), clean_sigma
+        (B,T) being the noise level of the context (default 0). With `cache`, the T frames continue the cached rollout.
+        """
+        ctx = self.context(noisy.shape, noisy.device, layout or Layout.bidirectional(), clean is not None, cameras, cache)
+        return self.denoise(noisy, sigma, ctx, actions, action_keep, text, clean, clean_sigma)
+
+    def denoise(
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        ctx: AttentionContext,
+        actions: Tensor | None = None,
+        action_keep: Tensor | None = None,
+        text: TextStates | None = None,
+        clean: Tensor | None = None,
+        clean_sigma: Tensor | None = None,
+    ) -> Tensor:
+        """`forward` with its `context` made beforehand: tensors only, static shapes, the part that is worth compiling."""
+        frames = noisy.shape[1]
+        sigma = sigma[:, None].expand(-1, frames) if sigma.ndim == 1 else sigma
+        x, e = self._tokens(noisy), self._condition(sigma, actions, action_keep)
+        if clean is not None:
+            clean_sigma = torch.zeros_like(sigma) if clean_sigma is None else clean_sigma
+            x = torch.cat((self._tokens(clean), x), dim=1)
+            e = torch.cat((self._condition(clean_sigma, actions, action_keep), e), dim=1)
+        modulation = self.noise_projection(F.silu(e)).unflatten(-1, (6, -1))
+        for i, block in enumerate(self.blocks):
+            x = block(x, modulation, ctx, text[i] if text is not None else None)
+        x, e = x[:, -frames:], e[:, -frames:]
+        shift, scale = (self.head_modulation + e[:, :, None])[:, :, :, None].unbind(2)
+        return self._latents(self.head(kernels.modulate(x, shift, scale, self.cfg.eps)), noisy.shape)
+
+    def context(
+        self,
+        shape: torch.Size | tuple[int, ...],
+        device: torch.device,
+        layout: Layout,
+        doubled: bool = False,
+        cameras: tuple[Tensor, Tensor | None] | None = None,
+        cache: KVCache | None = None,
+    ) -> AttentionContext:
+        """What the attention layers share in one pass over latents of `shape` (B,T,C,H,W): positions, cameras, who sees whom."""
+        assert not (doubled and cache is not None), "teacher forcing has its context in the sequence, not in a cache"
+        assert doubled == (layout.kind == "teacher_forcing"), "clean latents go with the teacher-forcing layout"
+        frames, rows, cols = shape[1], shape[3] // self.cfg.patch, shape[4] // self.cfg.patch
+        start = cache.position if cache is not None else 0
+        index = tuple(range(start, start + frames)) * (2 if doubled else 1)
+        cos, sin = rope_tables(index, rows, cols, self.cfg.head_dim, device)
+        matrices = None
+        if cameras is not None and self.cfg.camera:
+            matrices = projections(*cameras)
+            if doubled:
+                matrices = (matrices[0].repeat(1, 2, 1, 1), matrices[1].repeat(1, 2, 1, 1))
+        plan = None if cache is not None else kernels.plan_blocks(layout.frame_mask(frames), rows * cols, device)
+        return AttentionContext(cos, sin, matrices, plan, cache)
+
+    def _condition(self, sigma: Tensor, actions: Tensor | None, keep: Tensor | None) -> Tensor:
+        e = self.noise(sigma)
+        return e + self.action(actions, keep) if self.action is not None else e
+
+    def _tokens(self, latents: Tensor) -> Tensor:
+        """(B,T,C,H,W) -> (B,T,S,D); tokens ordered row, column; a token's values ordered channel, row, column."""
+        p = self.cfg.patch
+        x = latents.unflatten(4, (-1, p)).unflatten(3, (-1, p))  # B T C h p w p
+        return self.patch(x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3))
+
+    def _latents(self, tokens: Tensor, shape: torch.Size) -> Tensor:
+        """(B,T,S,p*p*C) with the channel fastest -> (B,T,C,H,W)."""
+        p = self.cfg.patch
+        x = tokens.unflatten(3, (p, p, -1)).unflatten(2, (shape[3] // p, shape[4] // p))  # B T h w p p C
+        return x.permute(0, 1, 6, 2, 4, 3, 5).reshape(shape[0], shape[1], -1, shape[3], shape[4])

@@ -1,0 +1,104 @@
+"""Keys and values of past frames: a fixed ring plus sink frames, allocated once.
+
+Shapes: L layers, B batch, N heads (twice the model's with a camera branch), S tokens a frame, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CacheSnapshot:
+    """A copy of a cache's content at one moment, independent of the cache."""
+
+    store: Tensor
+    position: int
+
+
+class KVCache:
+    """Frozen while a chunk is denoised; changed only by `commit`.
+
+    The store holds ``window - chunk`` past frames (the first `sink` of the rollout for ever, the newest of the rest in a ring) and
+    behind them a scratch slot for the chunk being denoised. Every forward pass overwrites the scratch; `commit`, after a pass over
+    the finished chunk, moves it into the ring. Keys are stored rotated by their absolute frame index, so order in the ring does not
+    matter. All indices live on the host: nothing is allocated and nothing waits for the device in steady state.
+
+    With gradients enabled, passes do not write the scratch (autograd may need the old values): `extend` concatenates instead, and
+    the pass before `commit` must run without gradients.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        tokens: int,
+        window: int,
+        chunk: int = 1,
+        sink: int = 0,
+        batch: int = 1,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        assert window >= chunk + sink, "window must hold the sink frames and one chunk"
+        self.tokens, self.chunk, self.sink, self.past = tokens, chunk, sink, window - chunk
+        self.position = self.filled = 0  # frames committed so far; those of them that attention can still see
+        self.store = torch.zeros(layers, 2, batch, heads, window * tokens, head_dim, device=device, dtype=dtype)
+
+    @property
+    def full(self) -> bool:
+        """Whether every pass has the same shape from now on."""
+        return self.filled == self.past
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._move_to(0)
+
+    def _move_to(self, position: int) -> None:
+        # `filled` is a plain attribute so that a compiled pass, once the ring is full, depends on nothing that changes
+        self.position, self.filled = position, min(position, self.past)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B,N,chunk*S,E) of the current chunk -> those of all visible frames followed by the chunk."""
+        start = self.filled * self.tokens
+        end = start + k.shape[2]
+        keys, values = self.store[layer, 0], self.store[layer, 1]
+        if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
+            return torch.cat((keys[:, :, :start], k), dim=2), torch.cat((values[:, :, :start], v), dim=2)
+        keys[:, :, start:end] = k
+        values[:, :, start:end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def slot(self, frame: int) -> int | None:
+        """Where the frame with this index lives once committed; None if it is not kept (no ring beside the sink)."""
+        if frame < self.sink:
+            return frame
+        ring = self.past - self.sink
+        return self.sink + (frame - self.sink) % ring if ring else None
+
+    def commit(self, frames: int | None = None) -> None:
+        """Keep what the last pass wrote into the scratch as the next frames: `chunk`, or `frames` where that pass was shorter."""
+        start, frames = self.filled, frames or self.chunk
+        assert frames <= self.chunk, "the scratch holds one chunk"
+        for offset in range(frames):
+            source, target = start + offset, self.slot(self.position + offset)
+            if target is not None and source != target:
+                self._frame(target).copy_(self._frame(source))
+        self._move_to(self.position + frames)
+
+    def _frame(self, slot: int) -> Tensor:
+        return self.store[..., slot * self.tokens : (slot + 1) * self.tokens, :]
+
+    def snapshot(self) -> CacheSnapshot:
+        """A copy that later steps do not change."""
+        return CacheSnapshot(self.store.clone(), self.position)
+
+    def restore(self, snapshot: CacheSnapshot) -> None:
+        """Go back to a snapshot of this cache (or of one with the same shape)."""
+        self.store.copy_(snapshot.store)
+        self._move_to(snapshot.position)

@@ -1,0 +1,144 @@
+"""Device, dtype, threads, random streams and timers. Nothing here runs at import."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from worldmodel.errors import DeviceError
+
+# on Linux the package index serves CUDA builds by default; elsewhere the start page gives the line for the driver at hand
+CUDA_FIX = 'pip install --force-reinstall "torch>=2.9,<2.14"' + (
+    "" if sys.platform == "linux" else " with the index from pytorch.org/get-started"
+)
+
+
+def setup() -> None:
+    """Process-wide settings. Called by the doors (`play.py`, `python -m train`), never by the library."""
+    torch.set_float32_matmul_precision("high")
+
+
+def has_nvidia_card() -> bool:
+    """Whether the machine shows an NVIDIA card, whatever torch can do with it."""
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
+def pick_device(name: str = "auto") -> tuple[torch.device, str]:
+    """Device and the reason for it. ``auto`` prefers cuda, then mps, then cpu.
+
+    Raises DeviceError with the fix where the wish cannot be met, and for ``auto`` on a machine with an NVIDIA card that this torch
+    cannot use: a game that silently runs on the CPU helps nobody (``cpu`` says that it is meant).
+    """
+    if name not in ("auto", "cuda", "mps", "cpu"):
+        raise DeviceError(f"device is auto, cuda, mps or cpu, got {name!r}")
+    if name in ("auto", "cuda"):
+        if torch.cuda.is_available():
+            return torch.device("cuda"), f"CUDA: {torch.cuda.get_device_name()}"
+        if has_nvidia_card():
+            problem = "was built without CUDA" if torch.version.cuda is None else "cannot reach the card (driver?)"
+            raise DeviceError(
+                f"an NVIDIA card is here but torch {torch.__version__} {problem}: run `{CUDA_FIX}`, or play with --device cpu"
+            )
+        if name == "cuda":
+            raise DeviceError("no CUDA device is here: use --device cpu (or auto)")
+    if name in ("auto", "mps"):
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "Apple GPU"
+        if name == "mps":
+            raise DeviceError("no Apple GPU (mps) is here: use --device cpu (or auto)")
+    return torch.device("cpu"), "asked for" if name == "cpu" else "no GPU found"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """The dtype a network runs fastest in without losing the picture: bfloat16 where the hardware has it, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
+
+
+def available_threads() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_threads(count: int) -> int:
+    """Use `count` CPU threads. Raises DeviceError for a number that would only choke the machine."""
+    most = max(64, 4 * available_threads())
+    if not 1 <= count <= most:
+        raise DeviceError(f"{count} threads are asked for, this machine has {available_threads()} cores: use --threads auto")
+    torch.set_num_threads(count)
+    return count
+
+
+def pick_threads(work: Callable[[], object], most: int = 8) -> int:
+    """Try thread counts 1, 2, 4, ... on `work` and keep the fastest (by the slower of its better runs); sets it for this thread.
+
+    Measured, not assumed: when other programs hold the cores, many threads are far slower than one.
+    """
+    counts = [n for n in (1, 2, 4, 8) if n <= min(most, available_threads())] or [1]
+    cost: dict[int, float] = {}
+    for count in counts:
+        torch.set_num_threads(count)
+        work()
+        cost[count] = sorted(timed(work) for _ in range(5))[3]
+    best = min(cost, key=lambda n: cost[n])
+    torch.set_num_threads(best)
+    return best
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that `work` takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random stream that depends on (seed, purpose) alone: ``generator(7, "noise", frame)``.
+
+    Randomness is derived, never stored, so a resumed or replayed run draws what an uninterrupted one draws.
+    """
+    digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") & (2**63 - 1))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+@contextmanager
+def stopwatch(into: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
+    """Add the milliseconds of the block, device work included, to ``into[name]``."""
+    start = time.perf_counter()
+    yield
+    synchronize(device)
+    into[name] = into.get(name, 0.0) + (time.perf_counter() - start) * 1e3
+
+
+def describe_machine() -> dict[str, str]:
+    """What a measurement ran on: for result cards and provenance."""
+    name = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), sys.platform)
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {"cpu": f"{name} x{available_threads()}", "gpu": card, "torch": torch.__version__, "python": sys.version.split()[0]}
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
