@@ -144,7 +144,7 @@ def test_an_unexpected_crash_leaves_a_log_and_the_replay(tmp_path, capsys):
 
     assert run(Crashing, frames=9, agent="random", replay_out=tmp_path) == 2
     message = capsys.readouterr().err
-    assert "RuntimeError: CUDA out of memory" in message and "fewer --steps" in message and message.count("\n") == 1
+    assert "RuntimeError: CUDA out of memory" in message and "try another --device" in message and message.count("\n") == 1
     assert "Traceback" in next(tmp_path.glob("error-*.log")).read_text()
     assert read_replay(next(tmp_path.glob("box-*.jsonl"))).frames == 4
 

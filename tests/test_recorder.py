@@ -222,7 +222,8 @@ def _environment() -> dict[str, str]:
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert recorder.main(["--env", "NoSuchGame-v0", "--out", str(tmp_path / "x"), "--frames", "10"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
-    assert recorder.main(["--frames", "0", "--out", str(tmp_path / "y")]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        recorder.main(["--frames", "0", "--out", str(tmp_path / "y")])
     (tmp_path / "file").write_text("")
     assert recorder.main(["--env", "CartPole-v1", "--frames", "10", "--out", str(tmp_path / "file")]) == 2
     assert "choose another --out" in capsys.readouterr().err

@@ -78,7 +78,7 @@ def test_append_teacher_forces_a_real_frame(session):
 def test_unknown_action_and_bad_steps_are_one_sentence(session, tiny_world):
     with pytest.raises(ConfigError, match="unknown action 'fly'"):
         session.step(Action(frozenset({"fly"})))
-    with pytest.raises(ConfigError, match="steps must be at least 1"):
+    with pytest.raises(ConfigError, match="steps must lie in 1 to 1000, got 0"):
         worldmodel.load(str(tiny_world), device="cpu", steps=0)
     with pytest.raises(DeviceError, match="device is auto"):
         worldmodel.load(str(tiny_world), device="tpu")
@@ -111,13 +111,14 @@ def test_compiled_engine_equals_eager(tiny_world, tmp_path, monkeypatch):
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
     monkeypatch.setenv("WORLDMODEL_CACHE", str(tmp_path / "cache"))
-    eager = worldmodel.load(str(tiny_world), device="cpu", threads=1)
-    quick = worldmodel.load(str(tiny_world), device="cpu", threads=1, compile="on")
+    options = {"device": "cpu", "threads": 1, "dtype": torch.float32}
+    eager = worldmodel.load(str(tiny_world), **options)
+    quick = worldmodel.load(str(tiny_world), **options, compile="on")
     assert quick.engine == "compiled"
     for _ in range(6):
         (a,), (b,) = eager.step(WALK), quick.step(WALK)
         assert np.abs(a.rgb.astype(int) - b.rgb.astype(int)).max() <= 1
     torch.testing.assert_close(eager.cache.store, quick.cache.store, atol=1e-4, rtol=1e-4)
-    again = worldmodel.load(str(tiny_world), device="cpu", threads=1)
+    again = worldmodel.load(str(tiny_world), **options)
     again.start_compile()
     assert again.compile_state == "ready"  # kept from the first build

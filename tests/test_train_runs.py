@@ -134,7 +134,7 @@ def test_a_sweep_goes_on_after_a_failed_job(home: Path, tmp_path: Path) -> None:
     done = _finish(words, tmp_path)
     assert done.returncode == 2, done.stderr
     failed = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(failed) == 1 and "model.codec.blocks=-1" in failed[0] and "codec.blocks at least 0" in failed[0]
+    assert len(failed) == 1 and "model.codec.blocks=-1" in failed[0] and "codec.blocks lies in 0 to 64, got -1" in failed[0]
     assert [(tmp_path / "runs/s" / str(i) / "export/codec.safetensors").is_file() for i in range(3)] == [False, True, True]
 
 

@@ -185,7 +185,7 @@ def _finished(path: Path, count: int) -> np.ndarray:
     return latents
 
 
-def _begun(part: Path, mark: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
+def _begun(part: Path, mark: Path, shape: tuple[int, ...]) -> tuple[np.memmap, int]:
     """What a killed encoding left and how many items of it are done; a new array where nothing usable is left."""
     try:
         done = int(mark.read_text())

@@ -103,7 +103,7 @@ def _survey(root: Path, report: Report) -> list[_Entry]:
     return found
 
 
-def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
     """A new memory-mapped .npy file with its room on the disk taken at once: on a full disk, writing to a hole would kill us.
 
     Raises DataError if there is no room.

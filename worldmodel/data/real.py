@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from worldmodel.data.policies import PolicyFactory, RandomPolicy
-from worldmodel.errors import ConfigError
+from worldmodel.errors import ConfigError, DeviceError
 from worldmodel.world import World
 
 ALIASES: dict[str, str] = {"racing": "CarRacing-v3"}
+
+
+@contextmanager
+def _engines_wanted(name: str) -> Iterator[None]:
+    """A player's install has no game engines: say which extra brings them, instead of a traceback."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise DeviceError(f'the real game {name!r} needs {error.name}: pip install "worldmodel[record]"') from error
 
 
 def open_world(name: str, size: tuple[int, int] | None = None) -> World:
@@ -18,29 +28,27 @@ def open_world(name: str, size: tuple[int, int] | None = None) -> World:
     size: (H, W) of the frames, multiples of 16; only for Gymnasium ids. Default: see `GymnasiumWorld`.
     Raises DeviceError if the engine is not installed, ConfigError if the name or size makes no sense.
     """
-    if name == "rooms":
-        from worldmodel.data.rooms import RoomsWorld
+    with _engines_wanted(name):
+        if name == "rooms":
+            from worldmodel.data.rooms import RoomsWorld
 
-        return RoomsWorld()
-    from worldmodel.data.gym_world import open_gymnasium
+            return RoomsWorld()
+        from worldmodel.data.gym_world import open_gymnasium
 
-    return open_gymnasium(ALIASES.get(name, name), size)
-
-
-def _rooms_policy() -> PolicyFactory:
-    from worldmodel.data.rooms_policy import RoomsPolicy
-
-    return RoomsPolicy  # type: ignore[return-value]
+        return open_gymnasium(ALIASES.get(name, name), size)
 
 
 def policy_for(name: str) -> PolicyFactory:
     """The recording policy that suits a world opened by `open_world(name)`."""
-    if name == "rooms":
-        return _rooms_policy()
-    if ALIASES.get(name, name) == "CarRacing-v3":
-        from worldmodel.data.gym_world import RacingPolicy
+    with _engines_wanted(name):
+        if name == "rooms":
+            from worldmodel.data.rooms_policy import RoomsPolicy
 
-        return RacingPolicy  # type: ignore[return-value]
+            return RoomsPolicy  # type: ignore[return-value]
+        if ALIASES.get(name, name) == "CarRacing-v3":
+            from worldmodel.data.gym_world import RacingPolicy
+
+            return RacingPolicy  # type: ignore[return-value]
     return RandomPolicy
 
 
