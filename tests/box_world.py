@@ -89,7 +89,7 @@ class CompilingBoxWorld(BoxWorld):
     def start_compile(self) -> None:
         self._began = time.perf_counter()
 
-    def adopt_compiled(self) -> bool:
+    def adopt_compiled(self, always: bool = False) -> bool:
         if self.compile_state != "ready":
             return False
         self.engine = "compiled"

@@ -21,6 +21,20 @@ def pictures(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
+def test_pooled_psnr_is_that_of_the_mean_error_and_its_spread_is_right():
+    rng = np.random.default_rng(0)
+    errors = rng.uniform(50, 150, 400)
+    scored = metrics.pooled_psnr(errors)
+    assert scored["mean"] == pytest.approx(10 * np.log10(255**2 / errors.mean()))
+    spread = 10 / np.log(10) * errors.std(ddof=1) / errors.mean() / np.sqrt(len(errors))  # by the delta method
+    assert scored["se"] == pytest.approx(spread, rel=0.02)
+    still = np.concatenate([errors[:-1], [0.0]])  # a perfect picture must not rule the score
+    assert metrics.pooled_psnr(still)["mean"] - scored["mean"] < 0.1
+    gain = metrics.pooled_psnr(errors / 10, errors)
+    assert gain["mean"] == pytest.approx(10) and gain["se"] == pytest.approx(0, abs=1e-9)
+    assert metrics.pooled_psnr(np.zeros(0))["n"] == 0 and metrics.pooled_psnr(errors[:1])["se"] is None
+
+
 def test_psnr_of_known_errors():
     a = np.full((2, 16, 16, 3), 100, np.uint8)
     b = a.copy()

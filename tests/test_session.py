@@ -122,3 +122,8 @@ def test_compiled_engine_equals_eager(tiny_world, tmp_path, monkeypatch):
     again = worldmodel.load(str(tiny_world), **options)
     again.start_compile()
     assert again.compile_state == "ready"  # kept from the first build
+    before = again.cache.store[..., : again.cache.past * again.cache.tokens, :].clone()
+    assert again._compiled_wins() in (True, False) and again.engine == "eager"
+    assert torch.equal(again.cache.store[..., : again.cache.past * again.cache.tokens, :], before)  # trials leave the past alone
+    monkeypatch.setattr(again, "_compiled_wins", lambda: False)
+    assert not again.adopt_compiled() and (again.engine, again.compile_state) == ("eager", "slower")

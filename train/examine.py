@@ -26,7 +26,7 @@ LATE = 200  # frames that the drift test calls early, and late
 
 @dataclass(frozen=True)
 class Size:
-    """How much is dreamed. The quick size answers in two minutes on two CPU cores; the full one wants a GPU."""
+    """How much is dreamed; `train.evaluate` chooses. The quick size answers in two minutes on two CPU cores."""
 
     rollouts: int = 32
     horizons: tuple[int, ...] = (1, 4, 8, 16, 32, 64)
@@ -104,11 +104,13 @@ def rollouts(bench: Bench) -> tuple[dict[str, Any], np.ndarray]:
     for h in (h for h in bench.size.horizons if h <= clips.horizon):
         truth = real[:, h - 1]
         shown = {"dream": dream[:, h - 1], "repeat_last": last, "codec": bench.dreamer.round_trip(truth)}
-        scores = {name: (metrics.psnr(x, truth), metrics.ssim(x, truth)) for name, x in shown.items()}
+        errors = {name: metrics.squared_error(x, truth) for name, x in shown.items()}
+        likeness = {name: metrics.ssim(x, truth) for name, x in shown.items()}
         row: dict[str, Any] = {"horizon": h}
-        for i, kind in enumerate(("psnr", "ssim")):
-            row[kind] = {name: metrics.summary(pair[i]) for name, pair in scores.items()}
-            row[kind]["gain"] = metrics.summary(scores["dream"][i] - scores["repeat_last"][i])
+        row["psnr"] = {name: metrics.pooled_psnr(x) for name, x in errors.items()}
+        row["psnr"]["gain"] = metrics.pooled_psnr(errors["dream"], errors["repeat_last"])
+        row["ssim"] = {name: metrics.summary(x) for name, x in likeness.items()}
+        row["ssim"]["gain"] = metrics.summary(likeness["dream"] - likeness["repeat_last"])
         rows.append(row)
     moved = metrics.motion(real)
     ratio = metrics.motion(dream) / moved if moved > 0 else None

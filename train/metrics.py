@@ -18,8 +18,34 @@ _LUMA = (0.299, 0.587, 0.114)  # BT.601, on the gamma-coded values
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio in dB per picture, (...,): 10 log10(255^2 / MSE), MSE over pixels and RGB; at most 100 dB."""
-    error = np.square(a.astype(np.float32) - b.astype(np.float32)).mean(axis=(-3, -2, -1), dtype=np.float64)
-    return np.minimum(10 * np.log10(255.0**2 / np.maximum(error, 1e-12)), PSNR_CEILING)
+    return np.minimum(10 * np.log10(255.0**2 / np.maximum(squared_error(a, b), 1e-12)), PSNR_CEILING)
+
+
+def squared_error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Mean squared error per picture over pixels and RGB, (...,), in grey levels of 255."""
+    return np.square(a.astype(np.float32) - b.astype(np.float32)).mean(axis=(-3, -2, -1), dtype=np.float64)
+
+
+def pooled_psnr(*errors: np.ndarray) -> dict[str, float | int | None]:
+    """PSNR of the mean squared error of n pictures, (n,); given two sets, the first's PSNR minus the second's, paired.
+
+    A mean of per-picture dB would be ruled by the few pictures in which the world stands still: a repeated picture is then perfect.
+    se: the jackknife's standard error (leave one picture out), None for n = 1.
+    """
+    n = len(errors[0])
+    if n == 0:
+        return {"mean": None, "se": None, "n": 0}
+
+    def score(means: Sequence[np.ndarray | float]) -> np.ndarray:
+        signs = (1.0, -1.0)
+        levels = [np.minimum(10 * np.log10(255.0**2 / np.maximum(m, 1e-12)), PSNR_CEILING) for m in means]
+        return np.sum([s * x for s, x in zip(signs, levels, strict=False)], axis=0)
+
+    whole = score([e.mean() for e in errors])
+    if n == 1:
+        return {"mean": float(whole), "se": None, "n": 1}
+    without = score([np.maximum(e.sum() - e, 0) / (n - 1) for e in errors])
+    return {"mean": float(whole), "se": float(np.sqrt((n - 1) * without.var())), "n": n}
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def open_session(
     if compile == "on":
         session.start_compile()
         session.wait_for_compile()
-        session.adopt_compiled()
+        session.adopt_compiled(always=True)
     return session
 
 
@@ -199,7 +200,7 @@ class WorldSession:
             self.compile_state = "building"
 
     def poll_compile(self) -> str:
-        """The state of the compiled engine now: ``off``, ``building``, ``ready`` or ``failed: reason``."""
+        """The state of the compiled engine now: ``off``, ``building``, ``ready``, ``slower`` or ``failed: reason``."""
         if self._building is not None and self._building.poll() is not None:
             self._end_build()
         return self.compile_state
@@ -211,13 +212,34 @@ class WorldSession:
         if self.compile_state != "ready":
             raise DeviceError(f"the engine could not be compiled ({self.compile_state}): play with --compile off")
 
-    def adopt_compiled(self) -> bool:
-        """Use the compiled engine from the next frame on, if it is ready. Frames may differ from eager ones in the last bits."""
+    def adopt_compiled(self, always: bool = False) -> bool:
+        """Use the compiled engine from the next frame on, if it is ready and (or `always`) measured to be the faster one here.
+
+        Frames may differ from eager ones in the last bits.
+        """
         if self.engine == "compiled" or self.poll_compile() != "ready" or not self.cache.full:
             return False
         self.finish()
+        if not (always or self._compiled_wins()):
+            self.compile_state = "slower"
+            return False
         self.engine = "compiled"
         return True
+
+    @torch.inference_mode()
+    def _compiled_wins(self) -> bool:
+        """A few passes of each engine: on some CPUs the eager one is faster. They write the cache's scratch only."""
+        noise, idle = self._noise("trial"), self._encode_action(NOOP)
+
+        def trial() -> None:
+            self._pass(noise, self.sigmas[0], idle)
+            runtime.synchronize(self._device)
+
+        best = {"eager": math.inf, "compiled": math.inf}
+        for self.engine in ("eager", "compiled") * 4:
+            best[self.engine] = min(best[self.engine], runtime.timed(trial))
+        self.engine = "eager"
+        return best["compiled"] < best["eager"]
 
     def _end_build(self) -> None:
         assert self._building is not None

@@ -316,7 +316,7 @@ class Generator:
             world.start_compile()
 
     def _compile_state(self) -> str:
-        """``off``, ``building``, ``ready`` or ``failed: reason``; empty for worlds without a compiled engine."""
+        """``off``, ``building``, ``ready``, ``slower`` or ``failed: reason``; empty for worlds without a compiled engine."""
         world: Any = self.world
         return str(world.poll_compile() if hasattr(world, "poll_compile") else getattr(world, "compile_state", ""))
 
@@ -337,15 +337,15 @@ class Generator:
         if state.startswith("failed"):
             raise DeviceError(f"the compiled engine could not be built ({state[8:]}): play with --compile off")
         if not self._stop:
-            self._adopt()
+            self._adopt(always=True)
 
-    def _adopt(self) -> None:
-        """Between two steps: take the compiled engine once it is ready, and say so in the replay."""
+    def _adopt(self, always: bool = False) -> None:
+        """Between two steps: take the compiled engine once it is ready (and, or `always`, faster), and say so in the replay."""
         world: Any = self.world
         if self.engine == "compiled":
             return
         self.compiling = self._compile_state()
-        if self.compiling == "ready" and world.adopt_compiled():
+        if self.compiling == "ready" and world.adopt_compiled(always):
             self.engine = "compiled"
             self._durations.clear()
             self.note("engine", engine="compiled")

@@ -233,9 +233,10 @@ class Shell:
         if generator.playing and generator.engine != self._engine:
             self._engine = generator.engine
             self.toast(f"now on the {generator.engine} engine")
-        if generator.playing and generator.compiling.startswith("failed") and not self._told:
+        if generator.playing and generator.compiling.startswith(("failed", "slower")) and not self._told:
             self._told = True
-            self.toast(f"the compiled engine {generator.compiling}; the eager one plays on")
+            state = "is slower here" if generator.compiling == "slower" else generator.compiling
+            self.toast(f"the compiled engine {state}; the eager one plays on")
         self._maybe_demo(now)
 
     def _maybe_demo(self, now: float) -> None:
