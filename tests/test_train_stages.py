@@ -12,6 +12,7 @@ from tests.train_boxes import make_boxes, settings, train
 from train.distributed import Ranks
 from train.monitor import read_metrics
 from train.stages import Context, build
+from train.stages.ar_diffusion import REAL_FRAMES
 from train.stages.flow import dit_flops
 from train.weights import load_codec
 from worldmodel.checkpoint import load_world
@@ -110,6 +111,23 @@ def test_noise_levels_and_context(home: Path) -> None:
     assert 0.4 < float(noised.float().mean()) < 0.6 and float(extra["clean_sigma"].max()) <= 0.4
     batch = stage.clips.draw(draws)
     assert torch.equal(extra["clean"][~noised], batch.latent[~noised])
+
+
+def test_own_context_is_what_the_network_dreams_of_the_real_past(home: Path) -> None:
+    stage = _stage(home, "stage.own_rounds=2", "stage.batch=3")
+    batch = stage.clips.draw(stage.context.draws(0, 0))
+    seen = {}
+    for step in range(12):  # rounds 0, 1 and 2 all come up
+        draws = stage.context.draws(step, 0)
+        seen[draws.shared("own_rounds", 3)] = stage._own_context(batch, draws)
+        assert torch.equal(seen[draws.shared("own_rounds", 3)], stage._own_context(batch, draws))
+    assert set(seen) == {0, 1, 2} and torch.equal(seen[0], batch.latent)
+    for rounds in (1, 2):
+        assert torch.equal(seen[rounds][:, :REAL_FRAMES], batch.latent[:, :REAL_FRAMES])
+        assert not torch.isclose(seen[rounds][:, REAL_FRAMES:], batch.latent[:, REAL_FRAMES:]).all(dim=(2, 3, 4)).any()
+    assert not any(x.requires_grad for x in seen.values())
+    _train(home, "own", "stage=ar_diffusion", "steps=5", "stage.own_rounds=2")
+    assert torch.isfinite(torch.tensor(_losses(home / "own"))).all()
 
 
 def test_a_wrong_codec_or_start_is_explained(home: Path, tmp_path: Path) -> None:

@@ -206,11 +206,32 @@ class TeacherStage(FlowStage):
 
 @dataclass
 class ArDiffusionStage(FlowStage):
-    """Teacher forcing (method.md 1.2). Context frames are noised in a share of the clips, and the network is told the level."""
+    """Teacher forcing (method.md 1.2). Context frames are noised in a share of the clips, and the network is told the level.
+
+    own_rounds: the context is made by the network itself 0 to own_rounds times over, evenly drawn per micro-batch (0 = never).
+    """
 
     kind: str = "ar_diffusion"
     context_noise_prob: float = 0.5
     context_noise_max: float = 0.4
+    own_rounds: int = 0
+
+
+@dataclass
+class CausalCdStage(ArDiffusionStage):
+    """Causal consistency distillation (method.md 1.4). levels: N of the grid G(N, shift) that adjacent noise levels are taken from.
+
+    guidance: scale of the teacher's classifier-free guidance against hidden actions (1 = none). target_decay: of the moving
+    average that gives the target, updated after every step.
+    """
+
+    kind: str = "causal_cd"
+    shift: float = 5.0
+    levels: int = 48
+    guidance: float = 1.0
+    target_decay: float = 0.99
+    action_dropout: float = 0.0
+    context_noise_prob: float = 0.0
 
 
 @dataclass
@@ -254,6 +275,7 @@ STAGES: dict[str, type[StageOptions]] = {
     "codec": CodecStage,
     "teacher": TeacherStage,
     "ar_diffusion": ArDiffusionStage,
+    "causal_cd": CausalCdStage,
     "evaluate": EvaluateStage,
 }
 
@@ -295,6 +317,12 @@ def validate(config: RunConfig) -> None:
         _not_negative({f"stage.{n}": getattr(stage, n) for n in names})
     if isinstance(stage, FlowStage):
         _validate_flow(stage, config.model.sampler.chunk)
+    if isinstance(stage, CausalCdStage):
+        if stage.levels < 2:
+            raise ConfigError(f"stage.levels must be at least 2, got {stage.levels}")
+        if not 0.0 <= stage.target_decay < 1.0:
+            raise ConfigError(f"stage.target_decay lies in [0, 1), got {stage.target_decay}")
+        _not_negative({"stage.guidance": stage.guidance})
     codec_config(config)
     sampler_config(config)
 
@@ -316,6 +344,7 @@ def _validate_flow(stage: FlowStage, chunk: int) -> None:
         raise ConfigError(
             f"stage.clip_frames must be 2 or more and a multiple of model.sampler.chunk {chunk}, got {stage.clip_frames}"
         )
+    _not_negative({"stage.own_rounds": getattr(stage, "own_rounds", 0)})
     for name in ("action_dropout", "context_noise_prob", "context_noise_max"):
         value = float(getattr(stage, name, 0.0))
         if not 0.0 <= value <= 1.0:

@@ -52,6 +52,10 @@ class Draws:
         total = self.batch * self._ranks.world
         return self._mine(torch.rand(total, *shape, generator=self.generator(purpose), device=self._ranks.device))
 
+    def shared(self, purpose: str, below: int) -> int:
+        """One whole number in [0, below), the same on every rank."""
+        return int(torch.randint(below, (), generator=self.generator(purpose, torch.device("cpu"))))
+
     def integers(self, purpose: str, below: int) -> Tensor:
         """Uniform in [0, below), int64 (B,) on the CPU."""
         total = self.batch * self._ranks.world

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.config import RunConfig, sampler_config
+from train.config import RunConfig
 from train.stages.base import Progress
 from train.unpack import Frames
 from worldmodel.checkpoint import Spawn, export_world
@@ -111,7 +111,7 @@ def export_run(stage: FlowMatching, progress: Progress) -> Path:
         fps=data.fps,
         model=stage.model_config,
         codec=stage.codec.config,
-        sampler=sampler_config(config),
+        sampler=stage.sampler(),
         actions=data.spec,
         provenance=provenance(config, data, progress, codec_info),
     )

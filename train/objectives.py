@@ -19,13 +19,32 @@ def bell_weight(sigma: Tensor) -> Tensor:
     return ((torch.exp(-2 * (sigma.double() - 0.5) ** 2) - least) / mean).clamp(min=0).to(sigma.dtype)
 
 
-def flow_matching(velocity: Tensor, target: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean over valid frames of weight * mean((velocity - target)^2). velocity, target (B,T,C,H,W); mask bool, weight (B,T)."""
-    error = (velocity.float() - target.float()).square().mean(dim=(2, 3, 4))
+def _frame_errors(made: Tensor, target: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean over valid frames of weight * mean((made - target)^2). made, target (B,T,C,H,W); mask bool, weight (B,T)."""
+    error = (made.float() - target.float()).square().mean(dim=(2, 3, 4))
     valid = mask.to(error.dtype)
     if weight is not None:
         error = error * weight
     return (error * valid).sum() / valid.sum().clamp(min=1)
+
+
+def flow_matching(velocity: Tensor, target: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Flow matching, stages 0 and 1: mean of weight * |velocity - (noise - clean)|^2 over valid frames."""
+    return _frame_errors(velocity, target, mask, weight)
+
+
+def consistency(student_clean: Tensor, target_clean: Tensor, mask: Tensor) -> Tensor:
+    """Consistency distillation (arXiv 2605.15141, code form with w = 1): mean |G(x_t, t) - sg G'(x_t', t')|^2 over valid frames.
+
+    Both are clean predictions x - sigma v: of the student at the higher noise level, of its moving average (no gradient) at the
+    adjacent lower one.
+    """
+    return _frame_errors(student_clean, target_clean.detach(), mask)
+
+
+def endpoint_regression(clean: Tensor, endpoint: Tensor, mask: Tensor) -> Tensor:
+    """Causal ODE regression (arXiv 2602.02214): mean |clean prediction - end of the teacher's trajectory|^2 over valid frames."""
+    return _frame_errors(clean, endpoint, mask)
 
 
 def picture_gradients(a: Tensor, b: Tensor) -> Tensor:

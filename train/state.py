@@ -20,7 +20,17 @@ import torch
 from worldmodel.errors import CheckpointError
 
 VERSION = 1
-_DAMAGE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError)
+_DAMAGE: tuple[type[Exception], ...] = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    AssertionError,
+)
 _DAMAGE += (pickle.UnpicklingError, zipfile.BadZipFile, MemoryError, OverflowError)
 _NAME = re.compile(r"step-(\d{9})\.pt")
 

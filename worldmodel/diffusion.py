@@ -34,6 +34,11 @@ def to_clean(noisy: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     return noisy - _wide(sigma, noisy) * velocity
 
 
+def guide(unknown: Tensor, known: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance, form A: unknown + scale (known - unknown); scale 1 is `known` itself."""
+    return torch.lerp(unknown, known, scale)
+
+
 def shift_sigma(u: Tensor, shift: float) -> Tensor:
     """Warp even noise levels towards 1: sigma = s u / (1 + (s - 1) u); shift 1 changes nothing."""
     return shift * u / (1 + (shift - 1) * u)

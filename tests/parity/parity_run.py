@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from parity_case import Case
+from parity_losses import consistency_distillation, flow_matching_stage, ode_regression
 from parity_maths import Results, camera_transforms, flow_match, grids, solver_shift, trajectories, unipc
 from torch import Tensor
 
@@ -26,6 +27,14 @@ Cameras = tuple[Tensor, Tensor]
 def run(case: Case) -> Results:
     """Which kind of case it is, is told by what was recorded."""
     inputs = set(case.tensors)
+    losses: list[tuple[bool, Callable[[Case], Results]]] = [
+        ("timestep_idx" in inputs, consistency_distillation),
+        ("ode_latent" in inputs, ode_regression),
+        ("index_raw" in inputs, flow_matching_stage),
+    ]
+    for fits, function in losses:
+        if fits:
+            return function(case)
     kinds: list[tuple[bool, Callable[[Case], Results]]] = [
         ("denoising_step_list" in case.settings, few_step_rollout),
         ("sampling_steps" in case.settings, guided_rollout),

@@ -21,4 +21,8 @@ def build(context: Context) -> Stage:
         from train.stages.ar_diffusion import ArDiffusion
 
         return ArDiffusion(context)
+    if kind == "causal_cd":
+        from train.stages.causal_cd import CausalConsistency
+
+        return CausalConsistency(context)
     raise ConfigError(f"stage {kind!r} is not one that trains")

@@ -1,8 +1,10 @@
 """Stage 1: autoregressive diffusion by teacher forcing (method.md 1.2).
 
 The sequence is [clean | noisy]; each chunk of noisy frames has its own noise level and sees itself and the clean frames before it.
-In a share of the clips the clean half is noised a little, and the network is told: at play time the context is its own,
-imperfect work.
+At play time the context is the network's own, imperfect work. Two things prepare it. In a share of the clips the clean half is
+noised a little, and the network is told. With ``own_rounds`` the clean half is what the network makes of it with the sampler of the
+game, all frames at once, several times over: after r rounds a frame carries the errors of r generations, at the price of r x steps
+forward passes and without a rollout frame by frame. What is to be predicted stays the real clip.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from train.export import export_run
 from train.sheets import rollout_sheet
 from train.stages.base import Progress
 from train.stages.flow import FlowMatching
-from worldmodel.diffusion import add_noise
+from worldmodel.diffusion import add_noise, euler_sigmas, sample
 from worldmodel.models.attention import Layout
+
+REAL_FRAMES = 4  # of every clip, where the past is too short to say what comes
 
 
 class ArDiffusion(FlowMatching):
@@ -41,7 +45,32 @@ class ArDiffusion(FlowMatching):
         noised = draws.uniform("context_choice", 1) < options.context_noise_prob
         sigma = torch.where(noised, draws.uniform("context_sigma", frames) * options.context_noise_max, 0.0)
         noise = draws.normal("context_noise", *batch.latent.shape[1:])
-        return {"clean": add_noise(batch.latent, noise, sigma), "clean_sigma": sigma}
+        return {"clean": add_noise(self._own_context(batch, draws), noise, sigma), "clean_sigma": sigma}
+
+    @torch.no_grad()
+    def _own_context(self, batch: ClipBatch, draws: Draws) -> Tensor:
+        """Context latents (B,T,C,H,W): real, or made by the network from the context of the round before."""
+        options, sampler, context = self.options, self.context.config.model.sampler, batch.latent
+        assert isinstance(options, ArDiffusionStage)
+        shape, kept = context.shape, min(REAL_FRAMES, context.shape[1])
+        for own_round in range(draws.shared("own_rounds", options.own_rounds + 1)):
+
+            def denoise(noisy: Tensor, sigma: float, clean: Tensor = context) -> Tensor:
+                levels = torch.full(shape[:2], sigma, device=noisy.device)
+                with self.context.autocast():
+                    return self.model(noisy, levels, actions=batch.action, layout=self.layout, clean=clean).float()
+
+            def fresh(i: int, own_round: int = own_round) -> Tensor:
+                return draws.normal(f"own_noise_{own_round}_{i}", *shape[1:])
+
+            made = sample(denoise, fresh(-1), euler_sigmas(sampler.steps, sampler.shift), sampler.kind, fresh)
+            context = torch.cat((batch.latent[:, :kept], made[:, kept:]), dim=1)
+        return context
+
+    def flops(self) -> float:
+        options = self.options
+        assert isinstance(options, ArDiffusionStage)
+        return super().flops() * (1 + options.own_rounds / 2 * self.context.config.model.sampler.steps / 3)
 
     def sheet(self, path: Path, exported: Path | None) -> None:
         """Held-out frames above one-step predictions, and above a rollout, made by the session that also plays the world."""

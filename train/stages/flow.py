@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from train.config import FlowStage, NoiseLevels, Weighting, dit_config
+from train.config import FlowStage, NoiseLevels, Weighting, dit_config, sampler_config
 from train.data import ClipBatch, Clips, Draws, Store, encode_latents
 from train.distributed import Ranks
 from train.objectives import bell_weight, flow_matching
 from train.stages.base import Context, Stage, Update
 from train.unpack import Frames, unpack
 from train.weights import LoadedCodec, load_codec, load_network
-from worldmodel.config import DiTConfig
+from worldmodel.config import DiTConfig, SamplerConfig
 from worldmodel.diffusion import add_noise, shift_sigma, velocity_target
 from worldmodel.errors import ConfigError
 from worldmodel.models.attention import Layout
@@ -72,13 +72,19 @@ class FlowMatching(Stage):
                 f"a latent of {rows}x{cols} cannot be cut into patches of {self.model_config.patch}: change model.dit.patch"
             )
         self.tokens = rows * cols // self.model_config.patch**2
+        self.model = self.network()
+
+    def network(self) -> DiT:
+        """A transformer for this data on the device, fp32, with the weights that the run starts from."""
+        context = self.context
         torch.manual_seed(context.config.seed)  # initial weights only: all later randomness is derived
-        self.model = DiT(self.model_config).to(context.device)
+        model = DiT(self.model_config).to(context.device)
         if context.config.init:
-            load_network(context.config.init, self.model)
+            load_network(context.config.init, model)
         if context.compiled:
-            for block in self.model.blocks:  # one graph, compiled once and shared by all blocks
+            for block in model.blocks:  # one graph, compiled once and shared by all blocks
                 block.compile(dynamic=False)
+        return model
 
     def make_clips(self, held_out: bool) -> Clips:
         return Clips(self.data, self._latents, self._actions, self.options.clip_frames, held_out)
@@ -100,6 +106,10 @@ class FlowMatching(Stage):
     def clean_context(self, batch: ClipBatch, draws: Draws) -> dict[str, Tensor]:
         """Extra inputs of the network: the clean half of teacher forcing."""
         return {}
+
+    def sampler(self) -> SamplerConfig:
+        """How an exported world is played."""
+        return sampler_config(self.context.config)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model}

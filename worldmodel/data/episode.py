@@ -28,7 +28,16 @@ from worldmodel.errors import ConfigError, DataError
 FORMAT_VERSION = 1
 PREFIX, SUFFIX = "episode-", ".npz"
 HELD_OUT_SHARE = 0.05
-_DAMAGE: tuple[type[Exception], ...] = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, TypeError, NotImplementedError)
+_DAMAGE: tuple[type[Exception], ...] = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    NotImplementedError,
+)
 _DAMAGE += (MemoryError, RecursionError, RuntimeError, struct.error)
 _ARRAYS = ("frames", "actions", "poses")
 _MEMBERS = ("header.json", *(f"{name}.npy" for name in _ARRAYS))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel import kernels
@@ -86,6 +87,14 @@ def _merge(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+class QKNorm(nn.RMSNorm):
+    """RMS norm with its gain in the type of its input: autocast leaves the gain float32, and mixed types lose the fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class SelfAttention(nn.Module):
     """q and k are RMS-normalised over the full width D before the head split (Wan 2.1)."""
 
@@ -94,8 +103,8 @@ class SelfAttention(nn.Module):
         self.heads = cfg.heads
         self.qkv = nn.Linear(cfg.dim, 3 * cfg.dim)
         self.out = nn.Linear(cfg.dim, cfg.dim)
-        self.norm_q = nn.RMSNorm(cfg.dim, eps=cfg.eps)
-        self.norm_k = nn.RMSNorm(cfg.dim, eps=cfg.eps)
+        self.norm_q = QKNorm(cfg.dim, eps=cfg.eps)
+        self.norm_k = QKNorm(cfg.dim, eps=cfg.eps)
         self.camera_out = nn.Linear(cfg.dim, cfg.dim) if cfg.camera else None
         if self.camera_out is not None:
             nn.init.zeros_(self.camera_out.weight)
@@ -133,8 +142,8 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(cfg.dim, cfg.dim)
         self.kv = nn.Linear(cfg.dim, 2 * cfg.dim)
         self.out = nn.Linear(cfg.dim, cfg.dim)
-        self.norm_q = nn.RMSNorm(cfg.dim, eps=cfg.eps)
-        self.norm_k = nn.RMSNorm(cfg.dim, eps=cfg.eps)
+        self.norm_q = QKNorm(cfg.dim, eps=cfg.eps)
+        self.norm_k = QKNorm(cfg.dim, eps=cfg.eps)
 
     def states(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Embedded text (B, S, D) -> keys and values (B,N,S,E)."""
