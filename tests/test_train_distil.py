@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_the_exact_flow_map_has_next_to_no_consistency_loss() -> None:
     mask, losses = torch.ones(len(clean), 1, dtype=torch.bool), []
     for levels in (24, 48, 96):
         grid, total = shifted_grid(levels, 5.0), 0.0
-        for high, low in zip(grid[:-1], grid[1:], strict=True):
+        for high, low in pairwise(grid):
             noisy = add_noise(clean, noise, high.expand(len(clean), 1))
             nearer = to_clean(noisy, exact_velocity(noisy, high), (high - low).expand(len(clean), 1))
             total += float(consistency(exact_map(noisy, high), exact_map(nearer, low), mask)) / (levels - 1)

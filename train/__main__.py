@@ -1,4 +1,4 @@
-"""``python -m train stage=codec|teacher|ar_diffusion|causal_cd|evaluate [key=value ...]``: compose settings, then hand a typed RunConfig on.
+"""``python -m train stage=NAME [key=value ...]``: compose settings, then hand a typed RunConfig on.
 
 The last place where a DictConfig exists. Heavy imports wait until a job runs, so that help and wrong settings answer at once.
 """
