@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +105,14 @@ def test_consistency_sampler_plays(tmp_path):
     first = play(session, [NOOP, NOOP])
     session.reset()
     assert np.array_equal(first[1], play(session, [NOOP, NOOP])[1])
+
+
+def test_eager_play_does_not_wait_for_the_compiler_to_be_imported(tiny_world):
+    load = f"s = worldmodel.load({str(tiny_world)!r}, device='cpu', threads=1)"
+    words = f"import sys, worldmodel; {load}; s.step(worldmodel.action.NOOP); s.finish()"
+    check = "print(sorted({'torch._dynamo', 'torch._inductor', 'triton'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", f"{words}; {check}"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.slow

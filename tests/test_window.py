@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +259,45 @@ def test_demo_plays_when_nobody_does_and_any_key_takes_over(monkeypatch, tmp_pat
         assert person.loop.run.seat.mode == "player"
 
     assert Person(monkeypatch, tmp_path).play(script) == 0
+
+
+def test_a_dream_stands_still_until_somebody_plays(monkeypatch, tmp_path):
+    monkeypatch.setattr("worldmodel.game.shell.DEMO_AFTER", 0.6)
+    demo = tmp_path / "demo.jsonl"
+    demo.write_text('{"buttons": ["forward"], "mouse": [0, 0]}\n' * 5)
+    monkeypatch.setattr("tests.test_window.PREVIEW", replace(PREVIEW, demo=demo))
+
+    def script(person: Person) -> None:
+        generator = person.loop.run.generator
+        time.sleep(0.3)
+        assert generator.frame == 0  # nobody has touched anything
+        person.until(lambda: generator.spawn == 1)  # the demo is over
+        stopped = generator.frame
+        time.sleep(0.3)
+        assert generator.frame == stopped >= 5 and person.loop.run.seat.mode == "player"  # it waits again, at the next place
+        person.tap("KeyE")
+        person.frames(4)
+
+    assert Person(monkeypatch, tmp_path / "plays").play(script) == 0
+    seen = actions(tmp_path / "plays")
+    assert sum("forward" in a.buttons for a in seen) == 5 and sum("use" in a.buttons for a in seen) == 1
+
+
+def test_taking_over_from_the_demo_begins_anew(monkeypatch, tmp_path):
+    monkeypatch.setattr("worldmodel.game.shell.DEMO_AFTER", 0.1)
+    demo = tmp_path / "demo.jsonl"
+    demo.write_text('{"buttons": ["forward"], "mouse": [0, 0]}\n' * 500)
+    monkeypatch.setattr("tests.test_window.PREVIEW", replace(PREVIEW, demo=demo))
+
+    def script(person: Person) -> None:
+        person.frames(8)
+        person.tap("KeyE")
+        person.until(lambda: person.loop.run.seat.mode == "player")
+        person.frames(3)
+
+    assert Person(monkeypatch, tmp_path / "plays").play(script) == 0
+    kinds = [op.kind for op in read_replay(next((tmp_path / "plays").glob("box-*.jsonl"))).ops]
+    assert kinds.count("reset") == 2 and kinds[0] == "reset"
 
 
 def test_replay_in_the_window_is_exact_and_closes(monkeypatch, tmp_path, capsys):

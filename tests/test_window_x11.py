@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import write_tiny_world
 from worldmodel.game.replay import read_replay
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,6 +111,17 @@ def test_a_person_plays(screen, tmp_path):
     assert sum(a.mouse[0] for a in actions) == pytest.approx(9.6, abs=2.5)  # 96 px at 0.1 degrees
     stats = json.loads((tmp_path / "stats.json").read_text())
     assert stats["action_to_frame_ms"]["p50"] > 0 and "fps over" in out
+
+
+def test_a_dream_plays_beside_everything_that_torch_imports(screen, tmp_path):
+    """OpenGL in the window and Triton in torch each bring an LLVM of their own, and together they crash."""
+    world = write_tiny_world(tmp_path / "tiny")
+    words = ["play.py", str(world), "--frames", "8", "--agent", "random", "--compile", "on", "--replay-out", str(tmp_path)]
+    env = screen | {"WORLDMODEL_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, *words] if shutil.which("g++") else [sys.executable, *words, "--compile", "off"]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_replay(next(tmp_path.glob("tiny-*.jsonl"))).frames == 8
 
 
 def test_without_a_display_the_fix_is_named(tmp_path):

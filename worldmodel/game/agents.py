@@ -107,9 +107,14 @@ def open_agent(name: str, spec: ActionSpec, seed: int = 0) -> Agent:
 
 
 def read_actions(path: Path, spec: ActionSpec) -> list[Action]:
-    """Actions of a JSONL file (blank lines are skipped) or of a replay, checked against the world."""
+    """Actions of a JSONL file (blank lines are skipped) or of a replay, checked against the world.
+
+    Of a replay, those before it first starts anew: what follows was done at another place.
+    """
     if is_replay(path):
-        return [spec.clean(op.action) for op in read_replay(path).ops if op.action is not None]
+        ops = read_replay(path).ops
+        end = next((i for i, op in enumerate(ops) if i and op.kind == "reset"), len(ops))
+        return [spec.clean(op.action) for op in ops[:end] if op.action is not None]
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:

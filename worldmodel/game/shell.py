@@ -23,6 +23,8 @@ class Shell:
 
     screen: ``play``, ``menu``, ``step`` (paused, menu hidden) or ``help``. level: of the numbers. overlay: show pressed keys.
     selected: line of the menu. touched: a person has played. started: when play began. dirty: must be drawn again.
+
+    A world that brings a demo is a dream, and dreams fade while nobody plays: it stands still until the first input or the demo.
     """
 
     def __init__(self, run: Run) -> None:
@@ -36,6 +38,9 @@ class Shell:
         self.started: float | None = None
         self.toasts: list[tuple[str, float]] = []
         self._engine, self._told = "", False
+        self._held, self._demo = False, False  # the world stands still; the demo plays
+        if run.preview.demo is not None and self._unasked():
+            self._hold(True)
 
     def key_down(self, code: str, now: float) -> None:
         """A key of the keyboard went down: the window's keys first, then the world's."""
@@ -174,7 +179,8 @@ class Shell:
 
     def _hand_over(self) -> None:
         if not self._is_replay() and self.run.seat is not None:
-            self.touched = True
+            self.touched, self._demo = True, False
+            self._hold(False)
             self._drive("agent" if self.run.seat.mode == "player" else "player")
             self.toast("the agent plays; Tab takes over" if self.run.seat.mode == "agent" else "you play")
 
@@ -239,19 +245,36 @@ class Shell:
             self.toast(f"the compiled engine {state}; the eager one plays on")
         self._maybe_demo(now)
 
+    def _unasked(self) -> bool:
+        """Whether a person is to play, and nothing else was asked for."""
+        settings = self.run.settings
+        return not self.touched and (settings.agent, settings.frames, settings.episodes, settings.replay) == (None,) * 4
+
     def _maybe_demo(self, now: float) -> None:
-        seat, settings = self.run.seat, self.run.settings
-        waiting = not self.touched and self.screen == "play" and self.started is not None and now - self.started > DEMO_AFTER
-        asked = (settings.agent, settings.frames, settings.episodes, settings.replay)
-        if waiting and seat and seat.mode == "player" and asked == (None,) * 4:
-            self.touched = True  # once
+        seat, generator = self.run.seat, self.run.generator
+        if self.screen == "play" and self.started is not None and now - self.started > DEMO_AFTER and self._unasked():
+            self.touched = self._demo = True  # once
+            self._hold(False)
             self._drive("demo")
+        elif self._demo and seat is not None and seat.mode == "player":  # it has come to its end
+            self._demo = False
+            generator.next_place()
+            self._hold(True)
+
+    def _hold(self, on: bool) -> None:
+        if on != self._held:
+            self._held = on
+            self.run.generator.pause(on)
 
     def person(self) -> None:
-        """A person touched the controls: the demo ends."""
+        """A person touched the controls: the demo ends, and what it has walked through begins anew."""
         self.touched = True
         if self.run.seat and self.run.seat.mode == "demo":
+            self._demo = False
             self._drive("player")
+            if self.run.preview.demo is not None:
+                self.run.generator.reset()
+        self._hold(False)
 
     def let_go(self, now: float) -> None:
         """Release the pointer and everything that is held."""

@@ -26,13 +26,18 @@ def _activation(x: Tensor, name: str) -> Tensor:
     return F.silu(x) if name == "silu" else F.gelu(x, approximate="tanh")
 
 
+def _modulation(count: int, dim: int) -> nn.Parameter:
+    """A learned table (count, D), N(0, 1/D). Not divided: on the meta device that would import all of torch.compile."""
+    return nn.Parameter(torch.randn(count, dim).mul_(dim**-0.5))
+
+
 class Block(nn.Module):
     """x += g1 Attn(mod(x, s1, c1)); x += Cross(LN(x), text); x += g2 FFN(mod(x, s2, c2)), order s1 c1 g1 s2 c2 g2 (Wan 2.1)."""
 
     def __init__(self, cfg: DiTConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.eps, self.activation = layer, cfg.eps, cfg.activation
-        self.modulation = nn.Parameter(torch.randn(6, cfg.dim) / cfg.dim**0.5)
+        self.modulation = _modulation(6, cfg.dim)
         self.attention = SelfAttention(cfg)
         self.cross_norm = nn.LayerNorm(cfg.dim, eps=cfg.eps) if cfg.text_dim else None
         self.cross = CrossAttention(cfg) if cfg.text_dim else None
@@ -67,7 +72,7 @@ class DiT(nn.Module):
             else None
         )
         self.blocks = nn.ModuleList(Block(cfg, i) for i in range(cfg.layers))
-        self.head_modulation = nn.Parameter(torch.randn(2, cfg.dim) / cfg.dim**0.5)
+        self.head_modulation = _modulation(2, cfg.dim)
         self.head = nn.Linear(cfg.dim, cfg.out_channels * cfg.patch**2)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
