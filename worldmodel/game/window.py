@@ -53,8 +53,8 @@ class Window:
             pygame.display.quit()
             raise DeviceError("no window can be opened (there is no display): run it on a desktop, or play with --headless")
         if pygame.display.get_driver() == "x11":
-            # SDL would put our software surface through OpenGL; Mesa then loads its LLVM, and importing Triton's LLVM beside it (torch
-            # does) ends in a segmentation fault
+            # SDL would put our software surface through OpenGL; Mesa then loads its LLVM, and importing Triton's LLVM beside it, as
+            # torch does, ends in a segmentation fault
             os.environ.setdefault("SDL_FRAMEBUFFER_ACCELERATION", "0")
         self._size, self._wish, self.fullscreen = size, scale, fullscreen
         self._picture: pygame.Surface | None = None
