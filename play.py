@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout = None
         return 0
     except OSError as error:  # of a name that no file can have
-        print(f"error: cannot use {str(error.filename)[:80]!r}: {error.strerror or error}; give another name", file=sys.stderr)
+        place = f"cannot use {str(error.filename)[:80]!r}" if error.filename else "cannot write"
+        print(f"error: {place}: {error.strerror or error}; give another name or free some space", file=sys.stderr)
         return 2
 
 

@@ -13,6 +13,11 @@ from worldmodel.errors import ConfigError
 SPEC = tiny_spec()
 
 
+def test_motion_that_is_no_number_is_refused():
+    with pytest.raises(ConfigError, match="two finite numbers"):
+        SPEC.encode(Action(frozenset(), (float("nan"), 0.0)))
+
+
 def test_encode_and_decode_are_inverse():
     action = Action(frozenset({"forward", "use"}), (6.0, 0.0))
     vector = SPEC.encode(action)

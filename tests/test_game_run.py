@@ -149,6 +149,11 @@ def test_an_unexpected_crash_leaves_a_log_and_the_replay(tmp_path, capsys):
     assert read_replay(next(tmp_path.glob("box-*.jsonl"))).frames == 4
 
 
+def test_one_file_has_one_meaning(tmp_path, capsys):
+    with pytest.raises(DataError, match="--record and --stats name the same file"):
+        run(frames=3, record=tmp_path / "a.mp4", stats=tmp_path / "a.mp4")
+
+
 def test_unwritable_places_are_named(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run(frames=3, replay_out=tmp_path / "file") == 2
@@ -181,7 +186,7 @@ def wait_for_lines(folder: Path, count: int) -> Path:
     pytest.fail("the run wrote no replay")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_flush_everything(tmp_path, number, code):
     av = pytest.importorskip("av")
     process = start_endless(tmp_path)

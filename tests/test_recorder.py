@@ -224,6 +224,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err.startswith("error: ")
     with pytest.raises(SystemExit, match="2"):
         recorder.main(["--frames", "0", "--out", str(tmp_path / "y")])
+    assert recorder.main(["--preview", str(tmp_path), "--out", str(tmp_path / "z")]) == 2
+    assert "choose another --preview" in capsys.readouterr().err and not (tmp_path / "z").exists()
     (tmp_path / "file").write_text("")
     assert recorder.main(["--env", "CartPole-v1", "--frames", "10", "--out", str(tmp_path / "file")]) == 2
     assert "choose another --out" in capsys.readouterr().err

@@ -78,6 +78,34 @@ def test_append_teacher_forces_a_real_frame(session):
         session.append(picture[:8], NOOP)
 
 
+def test_a_failed_append_changes_nothing(session):
+    picture = np.random.default_rng(2).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    session.reset(seed=8)
+    with pytest.raises(ConfigError, match="unknown action"):
+        session.append(picture, Action(frozenset({"fly"})))
+    assert session.index == 0
+    session.append(picture[..., ::-1], NOOP)  # a view, as after a change of colour order
+    flipped = play(session, [NOOP])[0]
+    session.reset(seed=8)
+    session.append(picture[..., ::-1].copy(), NOOP)
+    assert np.array_equal(flipped, play(session, [NOOP])[0])
+
+
+def test_seeds_are_whole_numbers_of_any_kind(session):
+    session.reset(seed=1)
+    plain = play(session, [NOOP])[0]
+    session.reset(seed=np.int64(1))
+    assert np.array_equal(plain, play(session, [NOOP])[0])
+    with pytest.raises(ConfigError, match="whole numbers"):
+        session.reset(seed="a")
+
+
+def test_worlds_that_paint_several_frames_at_a_time_are_refused(tmp_path):
+    world = write_tiny_world(tmp_path / "chunks", chunk=2)
+    with pytest.raises(ConfigError, match="plays frame by frame"):
+        worldmodel.load(str(world), device="cpu")
+
+
 def test_unknown_action_and_bad_steps_are_one_sentence(session, tiny_world):
     with pytest.raises(ConfigError, match="unknown action 'fly'"):
         session.step(Action(frozenset({"fly"})))

@@ -8,7 +8,7 @@ import pytest
 
 from tests.train_boxes import command, environment, settings
 from train.config import ArDiffusionStage, register, validate
-from train.settings import explain_settings
+from train.settings import explain_settings, options_first
 from worldmodel.errors import ConfigError
 
 
@@ -25,6 +25,7 @@ from worldmodel.errors import ConfigError
         (["stage=codec", "model.dit.dimm=1"], r"did you mean model\.dit\.dim\?"),
         (["stage=codec", "seed.deep=1"], r"seed"),
         (["stage=codek"], r"there is no stage=codek: choose one of ar_diffusion, causal_cd, codec, evaluate, teacher"),
+        (["stage=codec", "stage.lr=1e-3,abc"], r"stage\.lr: Value 'abc' .*could not be converted to Float"),
         (["stage=codec,nope"], r"there is no stage=nope"),
         ([], r"choose what to do: stage=ar_diffusion\|causal_cd\|codec\|evaluate\|teacher"),
         (["stage=codec", "steps=many"], r"steps: Value 'many' .*could not be converted to Integer"),
@@ -36,6 +37,13 @@ def test_wrong_settings_are_explained(words: list[str], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected) as caught:
         explain_settings(words)
     assert "\n" not in str(caught.value)
+
+
+def test_options_may_stand_anywhere() -> None:
+    words = ["stage=codec", "--cfg", "job", "runs=x", "-m", "~hydra.job", "--config-name=train"]
+    assert options_first(words) == ["--cfg", "job", "-m", "--config-name=train", "stage=codec", "runs=x", "~hydra.job"]
+    with pytest.raises(ConfigError, match="unknown option '--bogus'"):
+        options_first(["stage=codec", "--bogus"])
 
 
 def test_right_settings_pass() -> None:

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from train.config import RunConfig, register, validate
-from train.settings import CONF, explain_settings
+from train.settings import CONF, explain_settings, options_first
 from worldmodel.errors import WorldModelError
 
 _failures: list[str] = []
@@ -102,6 +102,7 @@ def main() -> int:
     """Exit status: 0 done, 2 wrong settings or a failed job (one sentence on stderr), 130 interrupted."""
     register()
     try:
+        sys.argv[1:] = options_first(sys.argv[1:])
         explain_settings(sys.argv[1:])
         job()
     except WorldModelError as error:

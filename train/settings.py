@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -20,12 +21,26 @@ from worldmodel.errors import ConfigError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = ("stage", "model", "data", "experiment")
+OPTIONS = {"-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info", "-r", "--run", "-h", "--help"}
+OPTIONS |= {"--hydra-help", "--version", "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name"}
+OPTIONS |= {"-cd", "--config-dir", "--experimental-rerun"}
+MOST_TRIED = 32
+
+
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """The words of a command line with Hydra's options before the settings: it reads no option behind one. Unknown: ConfigError."""
+    settings = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
+    options = [a for a in arguments if a not in settings]
+    for option in options:
+        if option.startswith("-") and option.partition("=")[0] not in OPTIONS:
+            raise ConfigError(f"unknown option {option!r}: settings are written key=value, options are -m, --cfg job and --help")
+    return options + settings
 
 
 def explain_settings(arguments: Sequence[str]) -> None:
     """Try to compose the settings of a command line; raise ConfigError with one clear sentence if that fails.
 
-    Of a sweep (``seed=0,1``) the first value of each is tried; each job is composed again when its turn comes.
+    Every value of a sweep (``seed=0,1``) is tried, beside the first of the others; each job is composed again when its turn comes.
     """
     if any(a in ("--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc") for a in arguments):
         return
@@ -47,6 +62,8 @@ def explain_settings(arguments: Sequence[str]) -> None:
             if not cfg.name:
                 raise ConfigError("name= cannot be empty: it is the run's folder below runs=")
             folder = None if any(o.key_or_group.startswith("hydra") for o in overrides) else Path(cfg.runs) / cfg.name
+            for i, other in ((i, word) for i, o in enumerate(overrides) for word in _others(o)):
+                compose("train", overrides=[*plain[:i], other, *plain[i + 1 :]])
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_translate(error, overrides)) from error
     if folder is not None and not {"--cfg", "-c", "--info", "-i", "--resolve"} & {a.partition("=")[0] for a in arguments}:
@@ -74,6 +91,13 @@ def _first(override: Override) -> str:
     if not override.is_sweep_override():
         return override.input_line or ""
     return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+
+
+def _others(override: Override) -> list[str]:
+    """The values of a sweep but the first (of a very long one, some), each as a plain override."""
+    if not override.is_sweep_override():
+        return []
+    return [f"{override.get_key_element()}={v}" for v in islice(override.sweep_string_iterator(), 1, MOST_TRIED)]
 
 
 def _choices(group: str) -> list[str]:

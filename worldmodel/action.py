@@ -7,6 +7,7 @@ A vector of length A holds one 0/1 entry per button, then one entry per axis, di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +113,8 @@ class ActionSpec:
         unknown = action.buttons - set(self.names)
         if unknown:
             raise ConfigError(f"unknown action {sorted(unknown)[0]!r}: this world knows {', '.join(self.names) or 'no buttons'}")
+        if not all(map(math.isfinite, action.mouse)):
+            raise ConfigError(f"mouse motion must be two finite numbers, got {action.mouse}")
         limits = {a.source: a.limit for a in self.axes}
         dx, dy = (
             float(np.clip(v, -limits.get(s, 0.0), limits.get(s, 0.0))) + 0.0  # + 0.0 turns -0.0 into 0.0

@@ -45,15 +45,15 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str]:
         if has_nvidia_card():
             problem = "was built without CUDA" if torch.version.cuda is None else "cannot reach the card (driver?)"
             raise DeviceError(
-                f"an NVIDIA card is here but torch {torch.__version__} {problem}: run `{CUDA_FIX}`, or play with --device cpu"
+                f"an NVIDIA card is here but torch {torch.__version__} {problem}: run `{CUDA_FIX}`, or choose the device cpu"
             )
         if name == "cuda":
-            raise DeviceError("no CUDA device is here: use --device cpu (or auto)")
+            raise DeviceError("no CUDA device is here: choose the device cpu (or auto)")
     if name in ("auto", "mps"):
         if torch.backends.mps.is_available():
             return torch.device("mps"), "Apple GPU"
         if name == "mps":
-            raise DeviceError("no Apple GPU (mps) is here: use --device cpu (or auto)")
+            raise DeviceError("no Apple GPU (mps) is here: choose the device cpu (or auto)")
     return torch.device("cpu"), "asked for" if name == "cpu" else "no GPU found"
 
 
@@ -78,7 +78,9 @@ def set_threads(count: int) -> int:
     """Use `count` CPU threads. Raises DeviceError for a number that would only choke the machine."""
     most = max(64, 4 * available_threads())
     if not 1 <= count <= most:
-        raise DeviceError(f"{count} threads are asked for, this machine has {available_threads()} cores: use --threads auto")
+        raise DeviceError(
+            f"{count} threads are asked for, this machine has {available_threads()} cores: let it choose (auto), or give fewer"
+        )
     torch.set_num_threads(count)
     return count
 
@@ -93,6 +95,8 @@ def pick_threads(work: Callable[[], object], most: int = 8) -> int:
     for count in counts:
         torch.set_num_threads(count)
         work()
+        if cost and timed(work) > 3 * min(cost.values()):  # busy cores: five more trials could take minutes
+            break
         cost[count] = sorted(timed(work) for _ in range(5))[3]
     best = min(cost, key=lambda n: cost[n])
     torch.set_num_threads(best)

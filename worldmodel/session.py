@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,12 @@ def open_session(
     loaded = load_world(folder)
     if loaded.config.family != "worldmodel":
         raise ConfigError(f"this client cannot play worlds of the family {loaded.config.family!r} yet")
+    chunk, pictures = loaded.config.sampler.chunk, loaded.config.frames_per_latent
+    if chunk != 1 or pictures != 1:
+        raise ConfigError(
+            f"this client plays frame by frame, but {loaded.config.name!r} makes {chunk} latents of {pictures} pictures at a time: "
+            "train it with model.sampler.chunk=1"
+        )
     place, reason = runtime.pick_device(device)
     session = WorldSession(loaded, folder, place, dtype or runtime.pick_dtype(place), steps, threads)
     session.device_note = reason
@@ -113,8 +120,12 @@ class WorldSession:
     @torch.inference_mode()
     def reset(self, seed: int = 0, spawn: int = 0) -> Frame:
         """Start again: real context frames of a spawn, noise derived from `seed`. Returns the spawn's last frame, index 0."""
+        try:
+            seed, spawn = operator.index(seed), operator.index(spawn)  # numpy's whole numbers give the noise of Python's
+        except TypeError as error:
+            raise ConfigError(f"seed and spawn are whole numbers, got {seed!r} and {spawn!r}") from error
         start = self.world.spawns[spawn % self.spawns]
-        self._pending, self.seed, self.index = None, seed, 0
+        self._pending, self.seed, self.index = None, int(seed), 0
         self.cache.reset()
         latents = self._encode(start.frames)
         for latent, action in zip(latents, torch.from_numpy(start.actions), strict=True):
@@ -125,8 +136,8 @@ class WorldSession:
     @torch.inference_mode()
     def step(self, action: Action) -> tuple[Frame, ...]:
         """Dream one frame under `action`. Raises ConfigError for a button this world does not know."""
-        self.finish()
         encoded = self._encode_action(action)
+        self.finish()
         timing = {"commit": self._commit_ms}
         self.index += 1
         with runtime.stopwatch(timing, "denoise", self._device):
@@ -157,10 +168,11 @@ class WorldSession:
         """Put a real frame, uint8 (H,W,3), and the action that led to it into the context, as if it had been dreamed."""
         if rgb.shape != (*self.size, 3) or rgb.dtype != np.uint8:
             raise ConfigError(f"append takes a uint8 picture of shape {(*self.size, 3)}, got {rgb.dtype} {rgb.shape}")
+        encoded = self._encode_action(action)
         self.finish()
+        self._commit(self._encode(np.ascontiguousarray(rgb)[None])[None], encoded)
         self.index += 1
-        self._commit(self._encode(rgb[None])[None], self._encode_action(action))
-        self.frame = Frame(rgb, self.index)
+        self.frame = Frame(rgb.copy(), self.index)
         return self.frame
 
     def snapshot(self) -> SessionSnapshot:

@@ -74,7 +74,7 @@ class ArDiffusion(FlowMatching):
 
     def sheet(self, path: Path, exported: Path | None) -> None:
         """Held-out frames above one-step predictions, and above a rollout, made by the session that also plays the world."""
-        if exported is not None:
+        if exported is not None and self.sampler().chunk == 1:  # the session plays frame by frame
             rollout_sheet(path, exported, self.data, self.context.device)
 
     def export(self, progress: Progress, final: bool) -> Path | None:

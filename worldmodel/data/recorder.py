@@ -257,7 +257,15 @@ def contact_sheet(folder: Path, path: Path, columns: int = 6, rows: int = 5, sca
     ok, data = cv2.imencode(".png", sheet[..., ::-1])
     if not ok:
         raise DataError(f"cannot encode {path}: choose another name")
-    episodes.write_atomic(path, data.tobytes())
+    try:
+        episodes.write_atomic(path, data.tobytes())
+    except OSError as error:
+        raise DataError(f"cannot write the preview {path} ({error.strerror or error}): choose another --preview") from error
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above that is there."""
+    return folder if folder.exists() or folder == folder.parent else _existing(folder.parent)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -268,7 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="folder of the episodes (default: data/ENV)")
     parser.add_argument("--seed", type=whole(0), default=0, help="another seed, another play (default: 0)")
     parser.add_argument("--workers", type=whole(1), help="recording processes (default: one per core)")
-    parser.add_argument("--episode-frames", type=whole(2), default=400, help="frames per episode (default: 400)")
+    parser.add_argument("--episode-frames", type=whole(2, 100_000), default=400, help="frames per episode (default: 400)")
     parser.add_argument("--size", help="HxW of the frames, for Gymnasium ids (default: longer side 128 at most, multiples of 16)")
     parser.add_argument("--preview", type=Path, metavar="FILE.png", help="also write a contact sheet")
     return parser
@@ -280,6 +288,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     out = args.out or Path("data") / args.env.replace("/", "-")
     try:
+        if args.preview and (args.preview.is_dir() or not os.access(_existing(args.preview.parent), os.W_OK)):
+            raise DataError(f"cannot write the preview {args.preview}: choose another --preview")
         from worldmodel.data import real
 
         with Progress("recording") as progress:

@@ -71,7 +71,8 @@ def _windowed(factory: Factory, preview: Preview, settings: Settings) -> int:
 
 
 class Signals:
-    """While active, Ctrl-C and SIGTERM end the run after its current step; a second Ctrl-C, or one while loading, at once."""
+    """While active, Ctrl-C, SIGTERM and a closed terminal (SIGHUP) end the run after its current step; a second one, or one while
+    loading, at once."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -79,7 +80,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in filter(None, (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None))):
                 self._old[number] = signal.signal(number, self._handle)
         return self
 

@@ -74,7 +74,8 @@ class Generator:
         self.error: BaseException | None = None
         self.stage: tuple[str, float] = ("load", 0.0)
         self.engine, self.compiling, self.action = "eager", "", NOOP
-        self.seed, self.spawn, self.frame = plan.seed, plan.spawn, 0
+        start = next((op for op in replay.ops if op.kind == "reset"), None) if replay else None
+        self.seed, self.spawn, self.frame = (start.seed, start.spawn, 0) if start else (plan.seed, plan.spawn, 0)
         self.diverged: int | None = None
         self.playing, self.finished, self.paused = False, False, False
         self._factory, self.notify = factory, notify or (lambda: None)
@@ -170,6 +171,9 @@ class Generator:
         self.world = self._factory(self._report)
         self.engine = getattr(self.world, "engine", "") or "eager"
         if self.replay is not None:
+            for op in self.replay.ops:
+                if op.action is not None:
+                    self.world.actions.clean(op.action)
             self.replay.check_world(getattr(self.world, "weights_hash", ""), getattr(self.world, "steps", 0))
         wants = self.replay.header["engine"] if self.replay else ""
         if (self.plan.compile == "on" and self.replay is None) or wants == "compiled":

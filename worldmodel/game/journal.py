@@ -34,14 +34,17 @@ class Journal:
         if self.video is None:
             tags = {"title": str(self._header.get("world", "")), "comment": json.dumps(self._header)}
             self.video = VideoRecording(path, self._size, self._fps, tags)
-            self.videos.append(path)
             if first is not None:
                 self.video.add(first)
 
     def stop_video(self) -> None:
         if self.video is not None:
             video, self.video = self.video, None
-            video.close()
+            try:
+                video.close()
+            finally:
+                if video.path.is_file():
+                    self.videos.append(video.path)
 
     def reset(self, frame: int, seed: int, spawn: int, picture: Frame) -> None:
         if self.replay:

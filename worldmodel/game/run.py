@@ -55,9 +55,13 @@ class Run:
 
     def __init__(self, factory: Factory, preview: Preview, settings: Settings, notify: Any = None) -> None:
         self.preview, self.settings = preview, settings
-        for path in (settings.record, settings.stats):
+        taken = {settings.replay.resolve(): "--replay"} if settings.replay else {}
+        for flag, path in (("--record", settings.record), ("--stats", settings.stats)):
             if path is not None:
                 _check_place(path)
+                if path.resolve() in taken:
+                    raise DataError(f"{taken[path.resolve()]} and {flag} name the same file {path}: give each its own")
+                taken[path.resolve()] = flag
         replay = read_replay(settings.replay) if settings.replay else None
         if replay and replay.note:
             print(f"note: {replay.note}", file=sys.stderr)

@@ -201,8 +201,9 @@ class Shell:
                 return
             try:
                 if journal.video is None:
-                    journal.start_video(replay_path(self.run.settings.plays, self.run.preview.name, ".mp4"))
-                    self.toast(f"recording {journal.videos[-1]}")
+                    path = replay_path(self.run.settings.plays, self.run.preview.name, ".mp4")
+                    journal.start_video(path)
+                    self.toast(f"recording {path}")
                 else:
                     path = journal.video.path
                     journal.stop_video()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,9 @@ class Window:
         factor = self._wish or default_scale(self._size, desktop)
         size = (0, 0) if self.fullscreen else (self._size[0] * factor, self._size[1] * factor)
         try:
-            self.screen = pygame.display.set_mode(size, pygame.FULLSCREEN if self.fullscreen else pygame.RESIZABLE)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the window manager may choose another size: `size` tells
+                self.screen = pygame.display.set_mode(size, pygame.FULLSCREEN if self.fullscreen else pygame.RESIZABLE)
         except pygame.error as error:
             raise DeviceError(f"no window can be opened ({error}): run it on a desktop, or play with --headless") from error
         self._fit()
