@@ -129,7 +129,7 @@ def test_wrong_wishes_about_a_world_are_one_sentence(capsys, world, tmp_path, mo
     import torch
 
     if not torch.cuda.is_available():
-        assert "--device cpu" in error(capsys, str(world), "--device", "cuda", "--headless")
+        assert "the device cpu" in error(capsys, str(world), "--device", "cuda", "--headless")
 
 
 @pytest.mark.parametrize("args", ["--frames 0", "--frames x", "--fps 0", "--threads some", "--scale -1", "--device tpu", "--fly"])
