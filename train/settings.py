@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from itertools import islice
@@ -74,7 +75,7 @@ def _check_folder(folder: Path) -> None:
     """Make the run folder now: where Hydra makes and fills it, a failure is a traceback."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe.tmp"
+        probe = folder / f".probe-{os.getpid()}.tmp"  # the processes of torchrun all try at once
         probe.write_bytes(bytes(16384))
         probe.unlink()
     except OSError as error:
