@@ -261,11 +261,16 @@ def test_demo_plays_when_nobody_does_and_any_key_takes_over(monkeypatch, tmp_pat
     assert Person(monkeypatch, tmp_path).play(script) == 0
 
 
+def _bring_demo(monkeypatch, folder: Path, steps: int) -> None:
+    """Give the box world a demo that walks forward for so many steps."""
+    demo = folder / "demo.jsonl"
+    demo.write_text('{"buttons": ["forward"], "mouse": [0, 0]}\n' * steps)
+    monkeypatch.setattr("tests.test_window.PREVIEW", replace(PREVIEW, demo=demo))
+
+
 def test_a_dream_stands_still_until_somebody_plays(monkeypatch, tmp_path):
     monkeypatch.setattr("worldmodel.game.shell.DEMO_AFTER", 0.6)
-    demo = tmp_path / "demo.jsonl"
-    demo.write_text('{"buttons": ["forward"], "mouse": [0, 0]}\n' * 5)
-    monkeypatch.setattr("tests.test_window.PREVIEW", replace(PREVIEW, demo=demo))
+    _bring_demo(monkeypatch, tmp_path, 5)
 
     def script(person: Person) -> None:
         generator = person.loop.run.generator
@@ -285,9 +290,7 @@ def test_a_dream_stands_still_until_somebody_plays(monkeypatch, tmp_path):
 
 def test_taking_over_from_the_demo_begins_anew(monkeypatch, tmp_path):
     monkeypatch.setattr("worldmodel.game.shell.DEMO_AFTER", 0.1)
-    demo = tmp_path / "demo.jsonl"
-    demo.write_text('{"buttons": ["forward"], "mouse": [0, 0]}\n' * 500)
-    monkeypatch.setattr("tests.test_window.PREVIEW", replace(PREVIEW, demo=demo))
+    _bring_demo(monkeypatch, tmp_path, 500)
 
     def script(person: Person) -> None:
         person.frames(8)

@@ -18,7 +18,12 @@ _LUMA = (0.299, 0.587, 0.114)  # BT.601, on the gamma-coded values
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio in dB per picture, (...,): 10 log10(255^2 / MSE), MSE over pixels and RGB; at most 100 dB."""
-    return np.minimum(10 * np.log10(255.0**2 / np.maximum(squared_error(a, b), 1e-12)), PSNR_CEILING)
+    return _decibels(squared_error(a, b))
+
+
+def _decibels(error: np.ndarray | float) -> np.ndarray:
+    """Mean squared error in grey levels of 255 -> PSNR in dB, at most `PSNR_CEILING`."""
+    return np.minimum(10 * np.log10(255.0**2 / np.maximum(error, 1e-12)), PSNR_CEILING)
 
 
 def squared_error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -37,9 +42,8 @@ def pooled_psnr(*errors: np.ndarray) -> dict[str, float | int | None]:
         return {"mean": None, "se": None, "n": 0}
 
     def score(means: Sequence[np.ndarray | float]) -> np.ndarray:
-        signs = (1.0, -1.0)
-        levels = [np.minimum(10 * np.log10(255.0**2 / np.maximum(m, 1e-12)), PSNR_CEILING) for m in means]
-        return np.sum([s * x for s, x in zip(signs, levels, strict=False)], axis=0)
+        first, *second = map(_decibels, means)
+        return first - second[0] if second else first
 
     whole = score([e.mean() for e in errors])
     if n == 1:
