@@ -60,7 +60,12 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--seed", type=whole(0), metavar="N", help="random seed (default: 0)")
     group.add_argument("--spawn", type=whole(0), metavar="N", help="starting place (default: 0)")
     group.add_argument("--compile", choices=("auto", "on", "off"), help="auto: behind the game (headless: off); on: wait")
-    group.add_argument("--threads", type=_or("auto", whole(1)), metavar="N|auto", help="CPU threads (default: auto)")
+    group.add_argument(
+        "--threads",
+        type=_or("auto", whole(1)),
+        metavar="N|auto",
+        help="CPU threads (default: measured; with a window, one core is left free)",
+    )
     group = p.add_argument_group("who plays")
     group.add_argument("--agent", metavar="idle|random|FILE", help="FILE: JSON lines of actions, or a replay")
     group.add_argument("--frames", type=whole(1), metavar="N", help="stop after N frames")
@@ -128,7 +133,7 @@ def start(flags: argparse.Namespace) -> int:
         "device": flags.device or made_by.get("device") or "auto",
         "steps": flags.steps or made_by.get("steps") or None,
         "compile": flags.compile or ("off" if made_by else "auto"),
-        "threads": flags.threads or made_by.get("threads") or "auto",
+        "threads": flags.threads or made_by.get("threads") or ("auto" if flags.headless else "spare"),
     }
     settings = _settings(flags, str(options["compile"]))
     if flags.dry_run:

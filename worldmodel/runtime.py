@@ -85,12 +85,12 @@ def set_threads(count: int) -> int:
     return count
 
 
-def pick_threads(work: Callable[[], object], most: int = 8) -> int:
+def pick_threads(work: Callable[[], object], most: int) -> int:
     """Try thread counts 1, 2, 4, ... on `work` and keep the fastest (by the slower of its better runs); sets it for this thread.
 
     Measured, not assumed: when other programs hold the cores, many threads are far slower than one.
     """
-    counts = [n for n in (1, 2, 4, 8) if n <= min(most, available_threads())] or [1]
+    counts = [n for n in (1, 2, 4, 8) if n <= most] or [1]
     cost: dict[int, float] = {}
     for count in counts:
         torch.set_num_threads(count)

@@ -45,7 +45,8 @@ def open_session(
     """Load a world folder or bundled world and place it on a device.
 
     steps: denoising steps a frame, None = the world's default. compile: ``off``, ``on`` (ready when this returns) or ``auto`` (the
-    caller starts it with `WorldSession.start_compile`). threads: CPU threads or ``auto`` (measured). Raises WorldModelErrors.
+    caller starts it with `WorldSession.start_compile`). threads: CPU threads, ``auto`` (measured) or ``spare``
+    (measured, but a core is left to the window and the build). Raises WorldModelErrors.
     """
     folder = find_world(world)
     loaded = load_world(folder)
@@ -297,7 +298,8 @@ class WorldSession:
     def _settle_threads(self, threads: int | str) -> int:
         if self._device.type != "cpu":
             return torch.get_num_threads()
-        if threads != "auto":
+        if threads not in ("auto", "spare"):
             return runtime.set_threads(int(threads))
-        idle = self._encode_action(NOOP)
-        return runtime.pick_threads(lambda: self._pass(self._noise("trial"), self.sigmas[0], idle))
+        idle, spared = self._encode_action(NOOP), int(threads == "spare")
+        most = max(1, runtime.available_threads() - spared)
+        return runtime.pick_threads(lambda: self._pass(self._noise("trial"), self.sigmas[0], idle), most)
