@@ -23,11 +23,11 @@ def test_car_racing_records(tmp_path: Path) -> None:
     pytest.importorskip("Box2D")
     world = real.open_world("racing")
     try:
-        assert isinstance(world, World) and world.size == (96, 96) and world.fps == 25.0
+        assert isinstance(world, World) and world.size == (80, 112) and 16.6 < world.fps < 16.7
         job = Job(real.opener("racing"), real.policy_for("racing"), tmp_path, seed=2, episode_frames=30)
         episode, again = play(world, job, 1), play(world, job, 1)
         assert np.array_equal(episode.frames, again.frames) and np.array_equal(episode.actions, again.actions)
-        assert episode.frames.shape == (30, 96, 96, 3) and episode.poses.shape == (30, 3)
+        assert episode.frames.shape == (30, 80, 112, 3) and episode.poses.shape == (30, 3)
         assert np.hypot(*(episode.poses[-1] - episode.poses[0])[:2]) > 1  # it drives
         path = episodes.episode_path(tmp_path, 1)
         episodes.save(path, episode)
@@ -44,13 +44,51 @@ def test_car_racing_steers_by_key_and_mouse() -> None:
         for action in (
             Action(frozenset({"left", "gas"})),
             Action(frozenset({"right", "gas"})),
-            Action(frozenset({"gas"}), (0.5, 0.0)),
+            Action(frozenset({"gas"}), (0.25, 0.0)),
         ):
             start = world.reset(4).pose[2]
             for _ in range(25):
                 frame = world.step(action)[0]
             turned.append(frame.pose[2] - start)
         assert turned[0] > 5 and turned[1] < -5 and turned[2] < -5
+    finally:
+        world.close()
+
+
+def test_car_racing_shows_what_matters_and_stays_in_bounds() -> None:
+    pytest.importorskip("Box2D")
+    world, other = real.open_world("racing"), real.open_world("racing", (48, 64))
+    try:
+        start = world.reset(4).rgb
+        assert np.array_equal(world.reset(4).rgb, start) and other.reset(4).rgb.shape == (48, 64, 3)
+        grey = (np.abs(start.astype(int) - 105) < 12).all(-1)
+        assert 0.1 < grey.mean() < 0.6 and not (start == 0).all(-1)[-8:].any()  # no dashboard
+        red = (start[..., 0] > 150) & (start[..., 1:] < 60).all(-1)  # the car, low in the middle
+        assert red.any() and abs(np.argwhere(red).mean(0) - (67, 55.5)).max() < 4
+        gas, brake, speeds = Action(frozenset({"gas"})), Action(frozenset({"brake"})), []
+        for action in [gas] * 60 + [NOOP] * 30 + [brake] * 30:
+            frame = world.step(action)[0]
+            speeds.append(float(world.speed))
+        assert not np.array_equal(frame.rgb, start) and not world.done
+        assert 40 < speeds[59] < 44  # a held key stays within what is recorded
+        assert 25 < speeds[89] < 38 and speeds[119] < 0.1  # without gas it slows down, the brake stops it
+        assert np.array_equal(world.step(NOOP)[0].rgb, world.step(NOOP)[0].rgb)  # and a standing car is a standing picture
+    finally:
+        world.close()
+        other.close()
+
+
+def test_the_racing_driver_plays_everything() -> None:
+    pytest.importorskip("Box2D")
+    world = real.open_world("racing")
+    try:
+        job = Job(real.opener("racing"), real.policy_for("racing"), Path(), seed=0, episode_frames=300)
+        plays = [play(world, job, i) for i in range(6)]
+        actions = np.concatenate([e.actions for e in plays])
+        frames = np.concatenate([e.frames for e in plays])
+        assert len(actions) > 900 and (actions[:, :4].mean(0) > 0.03).all() and (actions[:, 4] != 0).mean() > 0.1
+        under = np.abs(frames[:, 59:75, 49:63].astype(int) - 105).max(-1) < 12
+        assert 0.4 < (under.mean((1, 2)) > 0.15).mean() < 0.95  # mostly on the road, not always
     finally:
         world.close()
 

@@ -46,7 +46,7 @@ def policy_for(name: str) -> PolicyFactory:
 
             return RoomsPolicy  # type: ignore[return-value]
         if ALIASES.get(name, name) == "CarRacing-v3":
-            from worldmodel.data.gym_world import RacingPolicy
+            from worldmodel.data.racing import RacingPolicy
 
             return RacingPolicy  # type: ignore[return-value]
     return RandomPolicy
