@@ -94,3 +94,16 @@ class CompilingBoxWorld(BoxWorld):
             return False
         self.engine = "compiled"
         return True
+
+
+class ChunkBoxWorld(BoxWorld):
+    """Every action is held for three pictures, which come together."""
+
+    frames_per_action = 3
+
+    def step(self, action: Action) -> tuple[Frame, ...]:
+        time.sleep(self._seconds)
+        seconds, self._seconds = self._seconds, 0.0
+        frames = tuple(BoxWorld.step(self, action)[0] for _ in range(3))
+        self._seconds = seconds
+        return frames

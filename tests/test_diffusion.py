@@ -25,7 +25,7 @@ def spread(sigma: float) -> Tensor:
     return (1 - sigma) ** 2 * COVARIANCE + sigma**2 * EYE
 
 
-def gaussian_velocity(noisy: Tensor, sigma: float) -> Tensor:
+def gaussian_velocity(noisy: Tensor, sigma: float, end: float = 0.0) -> Tensor:
     """E[noise - clean | noisy] for clean ~ N(MEAN, COVARIANCE); rows of noisy are samples."""
     gain = (sigma * EYE - (1 - sigma) * COVARIANCE) @ torch.linalg.inv(spread(sigma))
     return (noisy - (1 - sigma) * MEAN) @ gain.mT - MEAN
@@ -131,7 +131,7 @@ def test_one_step_is_the_clean_prediction() -> None:
 def test_the_sampler_tells_the_network_the_exact_level() -> None:
     levels: list[float] = []
 
-    def denoise(noisy: Tensor, sigma: float) -> Tensor:
+    def denoise(noisy: Tensor, sigma: float, end: float) -> Tensor:
         levels.append(sigma)
         return noisy
 

@@ -9,9 +9,10 @@ import torch
 from tests.conftest import tiny_spec
 from tests.evaluate_boxes import make_material, tiny_dreamer
 from train import examine, metrics, probes
-from train.examine import Bench, Meter, Size
+from train.examine import Bench, Meter
 from train.material import cut, mirror, random_play, sideways
 from train.monitor import Console
+from train.sizes import Size
 from worldmodel.action import Action
 from worldmodel.errors import DataError
 from worldmodel.session import open_session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import av
@@ -11,9 +12,13 @@ from PIL import Image
 
 from tests.conftest import tiny_config, write_tiny_world
 from tests.evaluate_boxes import make_boxes
+from train import evaluate, probes, sizes
+from train.config import RunConfig
 from train.evaluate import run
-from train.examine import Size
+from train.options import EvaluationSize
 from train.probes import ProbeOptions
+from train.sizes import Size
+from train.stage_options import EvaluateStage
 from worldmodel.data.episode import scan
 from worldmodel.errors import ConfigError, DataError
 
@@ -26,7 +31,7 @@ TINY = Size(
     returns=3,
     turn_frames=40,
     walk_frames=3,
-    speed_frames=3,
+    speed_steps=3,
     codec_frames=20,
     probes=ProbeOptions(steps=3, batch=4),
 )
@@ -74,7 +79,9 @@ def test_numbers_are_whole(finished):
     assert set(result["returns"]) == {"turn_360", "walk_and_back"}
     assert "skipped" in result["returns"]["turn_360"]["engine"]  # there is no real game called "boxes"
     assert result["returns"]["turn_360"]["dream"]["return"]["n"] == 3
-    assert result["speed"]["frame_ms"] > 0
+    speed = result["speed"]
+    assert 0 < speed["first_frame_ms"]["p50"] <= speed["first_frame_ms"]["p95"] and speed["frames_per_action"] == 1
+    assert speed["per_frame_ms"] > 0 and conditions["size"] == "full" and "by_steps" not in result
 
 
 def test_the_same_seed_gives_the_same_numbers(finished):
@@ -83,6 +90,41 @@ def test_the_same_seed_gives_the_same_numbers(finished):
     for name in ("rollouts", "action_gap", "probes", "random_play", "returns", "drift"):
         assert first[name] == second[name], name
     assert first["conditions"]["threads"] == second["conditions"]["threads"] == 1
+
+
+def test_chunks_step_counts_and_shared_probes(tmp_path, monkeypatch):
+    """A world of chunks at three step counts; the second evaluation takes its probes from the first, in another folder."""
+    write_tiny_world(tmp_path / "tiny", chunk=3, window=7)
+    data = make_boxes(tmp_path / "boxes")
+    size = dataclasses.replace(TINY, name="compare", returns=0, random_frames=110, horizons=(1, 8))
+    options = {"device": "cpu", "size": size, "cache": tmp_path}
+    result = run(tmp_path / "tiny", data, tmp_path / "a", step_counts=[4, 1, 2, 4], **options)
+    assert [r["steps"] for r in result["by_steps"]] == [1, 2, 4] and result["conditions"]["steps"] == 2
+    own = result["by_steps"][1]
+    assert own["by_horizon"][1]["psnr"] == result["rollouts"]["by_horizon"][1]["psnr"]["dream"]["mean"]
+    assert {r["random_play"]["frames"] for r in result["by_steps"]} == {100}
+    assert len({r["by_horizon"][1]["psnr"] for r in result["by_steps"]}) == 3
+    assert all(r["speed"]["frames_per_action"] == 3 and r["speed"]["per_frame_ms"] > 0 for r in result["by_steps"])
+    assert result["speed"]["first_frame_ms"]["p50"] > result["speed"]["per_frame_ms"] / 2
+    assert "skipped" in result["returns"] and "engine_early" not in result["drift"]["to_real"]
+    table = (tmp_path / "a" / "evaluation.md").read_text()
+    assert "| 1 step | 2 steps | 4 steps |" in table and "3 frames an action" in table and "size compare" in table
+    assert not (tmp_path / "a" / "return.png").exists() and len(list(tmp_path.rglob("probes-*.pt"))) == 1
+    monkeypatch.setattr(probes, "_train", lambda *_: pytest.fail("trained again"))
+    again = run(tmp_path / "tiny", data, tmp_path / "b", steps=4, **options)
+    assert again["rollouts"]["by_horizon"][1]["psnr"]["dream"]["mean"] == result["by_steps"][2]["by_horizon"][1]["psnr"]
+
+
+def test_the_stage_keeps_probes_beside_its_runs(tmp_path, monkeypatch):
+    stage = EvaluateStage(size=EvaluationSize.compare, step_counts=[1, 2])
+    config = RunConfig(name="evaluate", runs=str(tmp_path), world="w", stage=stage)
+    seen = {}
+    monkeypatch.setattr(evaluate, "run", lambda *places, **options: seen.update(options, places=places) or {})
+    evaluate.run_stage(config, tmp_path / "evaluate")
+    assert seen["cache"] == tmp_path and seen["step_counts"] == [1, 2] and seen["places"][2] == tmp_path / "evaluate"
+    chosen = sizes.choose(seen["size"], seen["rollouts"], "cpu")
+    assert (chosen.name, chosen.rollouts, max(chosen.horizons), chosen.random_frames, chosen.returns) == ("compare", 32, 32, 300, 0)
+    assert sizes.choose(EvaluationSize.quick, 32, "cpu").rollouts == 6
 
 
 def test_a_real_engine_is_walked_beside_the_dream():

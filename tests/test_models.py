@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -83,25 +82,6 @@ def play(model: DiT, clip: Clip, window: int, chunk: int, sink: int = 0) -> Tens
     return torch.cat(out, dim=1)
 
 
-@dataclass(frozen=True)
-class SinkLayout(Layout):
-    """Teacher forcing under the cache's rule: the first `sink` frames and the newest others, window frames in all."""
-
-    sink: int = 0
-
-    def frame_mask(self, frames: int) -> np.ndarray:
-        past = self.window - self.chunk
-        mask = np.zeros((2 * frames, 2 * frames), dtype=bool)
-        for query in range(frames):
-            start = query // self.chunk * self.chunk
-            earlier = list(range(start))
-            seen = earlier if start <= past else earlier[: self.sink] + earlier[self.sink :][start - past :]
-            own = list(range(start, start + self.chunk))
-            mask[query, seen + own] = True
-            mask[frames + query, seen + [frames + i for i in own]] = True
-        return mask
-
-
 @pytest.mark.parametrize("cfg", [SMALL, FULL], ids=["small", "text-camera"])
 @pytest.mark.parametrize(
     ("frames", "window", "chunk", "sink"),
@@ -121,7 +101,7 @@ class SinkLayout(Layout):
 def test_cached_rollout_equals_one_uncached_forward(cfg: DiTConfig, frames: int, window: int, chunk: int, sink: int) -> None:
     model, clip = random_model(cfg), random_clip(frames)
     extra, cameras = conditions(model, clip)
-    layout = SinkLayout("teacher_forcing", chunk, window, sink=sink) if sink else Layout.teacher_forcing(chunk, window)
+    layout = Layout.teacher_forcing(chunk, window, sink)
     with torch.no_grad():
         whole = model(clip.noisy, clip.sigma, clip.actions, cameras=cameras, clean=clip.clean, layout=layout, **extra)
     close(play(model, clip, window, chunk, sink), whole)

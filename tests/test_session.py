@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -12,7 +13,9 @@ import torch
 import worldmodel
 from tests.conftest import write_tiny_world
 from worldmodel.action import NOOP, Action
+from worldmodel.checkpoint import export_world, load_world
 from worldmodel.errors import ConfigError, DeviceError
+from worldmodel.models.dit import DiT
 from worldmodel.world import World
 
 WALK = Action(frozenset({"forward"}), (3.0, 0.0))
@@ -100,10 +103,12 @@ def test_seeds_are_whole_numbers_of_any_kind(session):
         session.reset(seed="a")
 
 
-def test_worlds_that_paint_several_frames_at_a_time_are_refused(tmp_path):
-    world = write_tiny_world(tmp_path / "chunks", chunk=2)
-    with pytest.raises(ConfigError, match="plays frame by frame"):
-        worldmodel.load(str(world), device="cpu")
+def test_worlds_of_several_pictures_a_latent_are_refused(tiny_world):
+    world = load_world(tiny_world)
+    config = dataclasses.replace(world.config, frames_per_latent=4)
+    export_world(tiny_world, config, world.model_state, world.codec_state, world.spawns, "# tiny\n")
+    with pytest.raises(ConfigError, match="one picture a latent, but 'tiny' makes 4"):
+        worldmodel.load(str(tiny_world), device="cpu")
 
 
 def test_unknown_action_and_bad_steps_are_one_sentence(session, tiny_world):
@@ -141,6 +146,28 @@ def test_eager_play_does_not_wait_for_the_compiler_to_be_imported(tiny_world):
     check = "print(sorted({'torch._dynamo', 'torch._inductor', 'triton'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", f"{words}; {check}"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_a_compiled_flow_map_knows_where_its_steps_end(tiny_world, tmp_path, monkeypatch):
+    import shutil
+
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    monkeypatch.setenv("WORLDMODEL_CACHE", str(tmp_path / "cache"))
+    world = load_world(tiny_world)
+    model = dataclasses.replace(world.config.model, flow_map=True)
+    config = dataclasses.replace(world.config, model=model, sampler=dataclasses.replace(world.config.sampler, kind="flow_map"))
+    torch.manual_seed(1)
+    net = DiT(model)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    export_world(tmp_path / "map", config, net.state_dict(), world.codec_state, world.spawns, "# map\n")
+    options = {"device": "cpu", "threads": 1, "dtype": torch.float32}
+    eager, quick = (worldmodel.load(str(tmp_path / "map"), **options, compile=c) for c in ("off", "on"))
+    for a, b in zip(play(eager, [WALK] * 3), play(quick, [WALK] * 3), strict=True):
+        assert np.abs(a.astype(int) - b).max() <= 1
+    torch.testing.assert_close(eager.cache.store, quick.cache.store, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
 `WorldSession` dreams one rollout for one player; `Dreamer` dreams B at once for the evaluation. With a session's seed a rollout
 gives the session's frames (a test holds that), up to rounding that depends on the batch size.
 
-Shapes: B rollouts, n context frames, T dreamed frames, C h w latent, A action; pictures are uint8 (..., H, W, 3).
+Shapes: B rollouts, n context frames, T dreamed frames, K frames of a chunk (1 in frame-wise worlds), C h w latent, A action;
+pictures are uint8 (..., H, W, 3).
 """
 
 from __future__ import annotations
@@ -25,19 +26,20 @@ CODEC_BATCH = 64
 
 
 class Dreamer:
-    """B rollouts side by side: `start` fills the context with real frames, then every `step` paints one frame per rollout.
+    """B rollouts side by side: `start` fills the context with real frames, then `rollout` paints them chunk by chunk.
 
-    latent: the newest clean latents (B, C, h, w), before decoding. Raises ConfigError for worlds that are not frame-wise.
+    latent: the clean latents (B, C, h, w) of the newest picture, before decoding. Raises ConfigError for worlds of several pictures
+    a latent.
     """
 
     def __init__(self, config: WorldConfig, model: DiT, codec: FrameCodec, steps: int | None = None) -> None:
         """model and codec: on their device and in their dtype. steps: denoising steps a frame (None: the world's own)."""
         sampler = config.sampler
-        if config.family != "worldmodel" or config.frames_per_latent != 1 or sampler.chunk != 1:
-            raise ConfigError(f"the evaluation dreams frame by frame, but world {config.name!r} makes several frames at a time")
+        if config.family != "worldmodel" or config.frames_per_latent != 1:
+            raise ConfigError(f"the evaluation needs one picture a latent, but world {config.name!r} makes several")
         self.config, self.model, self.codec = config, model.eval(), codec.eval()
         self.device, self.dtype = model.patch.weight.device, model.patch.weight.dtype
-        self.steps = steps or sampler.steps
+        self.steps, self.chunk = steps or sampler.steps, sampler.chunk
         self.sigmas = list(sampler.sigmas.get(str(self.steps), ())) or euler_sigmas(self.steps, sampler.shift)
         self.latent = torch.empty(0)
         self._seeds: list[int] = []
@@ -45,36 +47,49 @@ class Dreamer:
 
     @torch.inference_mode()
     def start(self, frames: np.ndarray, actions: np.ndarray, seeds: Sequence[int]) -> None:
-        """Begin anew after real frames (B, n, H, W, 3) and the actions (B, n, A) that led to them; one noise seed per rollout."""
-        sampler = self.config.sampler
-        count, length = frames.shape[:2]
+        """Begin anew after real frames (B, n, H, W, 3) and the actions (B, n, A) that led to them; one noise seed per rollout.
+
+        Of these the newest that fill whole chunks are used, as in a session. Raises ConfigError if there is not one chunk of them.
+        """
+        sampler, left_out = self.config.sampler, frames.shape[1] % self.chunk
+        if frames.shape[1] < self.chunk:
+            raise ConfigError(f"a rollout needs {self.chunk} context frames at least, one chunk, got {frames.shape[1]}")
         self._seeds, self._index = list(seeds), 0
-        self._cache = self.model.make_cache(self.config.latent_size[1:], sampler.window, sampler.chunk, sampler.sink, count)
-        latents = self.encode(frames.reshape(-1, *frames.shape[2:])).unflatten(0, (count, length))
-        for i in range(length):
-            self._commit(latents[:, i], self._actions(actions[:, i]))
+        frames, actions = frames[:, left_out:], actions[:, left_out:]
+        self._cache = self.model.make_cache(self.config.latent_size[1:], sampler.window, sampler.chunk, sampler.sink, len(frames))
+        latents = self.encode(frames.reshape(-1, *frames.shape[2:])).unflatten(0, frames.shape[:2])
+        for part, encoded in zip(latents.split(self.chunk, 1), self._actions(actions).split(self.chunk, 1), strict=True):
+            self._commit(part, encoded)
         self.latent = latents[:, -1]
 
-    @torch.inference_mode()
-    def step(self, actions: np.ndarray) -> np.ndarray:
-        """Encoded actions (B, A) -> the next pictures (B, H, W, 3)."""
-        self._index += 1
-        encoded = self._actions(actions)
+    def rollout(self, frames: np.ndarray, actions: np.ndarray, script: np.ndarray, seeds: Sequence[int]) -> Iterator[np.ndarray]:
+        """`start`, then one picture (B, H, W, 3) per action of the script (B, T, A), dreamed chunk by chunk.
 
-        def denoise(noisy: Tensor, sigma: float) -> Tensor:
-            levels = torch.full((len(noisy), 1), sigma, device=self.device)
-            return self.model(noisy, levels, encoded, cache=self._cache)
+        A last chunk that the script does not fill is dreamed under its last action; the surplus pictures are dropped.
+        """
+        self.start(frames, actions, seeds)
+        for first in range(0, script.shape[1], self.chunk):
+            part = script[:, first : first + self.chunk]
+            missing = self.chunk - part.shape[1]
+            clean = self._dream(self._actions(np.concatenate((part, part[:, -1:].repeat(missing, 1)), axis=1)))
+            pictures = self.decode(clean.flatten(0, 1))
+            pictures = pictures.reshape(*clean.shape[:2], *pictures.shape[1:])
+            for i in range(part.shape[1]):
+                self.latent = clean[:, i]
+                yield pictures[:, i]
+
+    @torch.inference_mode()
+    def _dream(self, actions: Tensor) -> Tensor:
+        """The clean latents (B, K, C, h, w) of the next chunk under encoded actions (B, K, A); commits them."""
+        self._index += 1  # the first frame of the chunk, from which a session derives its noise too
+
+        def denoise(noisy: Tensor, sigma: float, end: float) -> Tensor:
+            return self.model(noisy, self._levels(sigma), actions, cache=self._cache, end=self._levels(end))
 
         clean = sample(denoise, self._noise("noise"), self.sigmas, self.config.sampler.kind, lambda i: self._noise("renoise", i))
-        self.latent = clean[:, 0]
-        self._commit(self.latent, encoded)
-        return self.decode(self.latent)
-
-    def rollout(self, frames: np.ndarray, actions: np.ndarray, script: np.ndarray, seeds: Sequence[int]) -> Iterator[np.ndarray]:
-        """`start`, then one `step` per action of the script (B, T, A); yields pictures (B, H, W, 3)."""
-        self.start(frames, actions, seeds)
-        for i in range(script.shape[1]):
-            yield self.step(script[:, i])
+        self._commit(clean, actions)
+        self._index += self.chunk - 1
+        return clean
 
     @torch.inference_mode()
     def encode(self, frames: np.ndarray) -> Tensor:
@@ -93,15 +108,17 @@ class Dreamer:
         return self.decode(self.encode(frames))
 
     def _actions(self, encoded: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(encoded, dtype=np.float32)).to(self.device, self.dtype)[:, None]
+        return torch.from_numpy(np.ascontiguousarray(encoded, dtype=np.float32)).to(self.device, self.dtype)
+
+    def _levels(self, sigma: float) -> Tensor:
+        return torch.full((len(self._seeds), self.chunk), sigma, device=self.device)
 
     def _commit(self, latents: Tensor, actions: Tensor) -> None:
-        sigma = torch.full((len(latents), 1), self.config.sampler.context_sigma, device=self.device)
-        self.model(latents[:, None], sigma, actions, cache=self._cache)
+        self.model(latents, self._levels(self.config.sampler.context_sigma), actions, cache=self._cache)
         self._cache.commit()
 
     def _noise(self, purpose: str, draw: int = 0) -> Tensor:
-        """Fresh noise (B, 1, C, h, w) of the frame being made: the session's draw for every rollout's seed, whatever the batch."""
-        shape = (1, *self.config.latent_size)
+        """Fresh noise (B, K, C, h, w) of the chunk being made: the session's draw for every rollout's seed, whatever the batch."""
+        shape = (self.chunk, *self.config.latent_size)
         draws = [torch.randn(shape, generator=generator(seed, purpose, self._index, draw)) for seed in self._seeds]
         return torch.stack(draws).to(self.device, self.dtype)

@@ -4,9 +4,13 @@
 horizons.png, return.png and rollouts.mp4. The same command and seed give the same numbers on one CPU with the
 same `train.threads` (set it to 1 where other programs keep the cores busy); a GPU adds rounding noise.
 
+``stage.size`` is quick, compare (to rank worlds) or full (`train.sizes`); ``stage.step_counts=[1,2,4]`` adds a compact table of
+several step counts. Trained probes are kept in the folder of all runs, so that evaluations on the same data share them.
+
 What the numbers are. Held-out episodes (the last 5 % by file name) are cut into clips; the model is given `window` real frames,
 then dreams on its own (open loop) under the recorded actions. All rollouts run as one batch of the library's own parts
-(`train.dreamer`).
+(`train.dreamer`). Worlds of chunks use the newest of the `window` frames that fill whole chunks, and every frame of a chunk has its
+own recorded action; a player's action is held for the whole chunk.
 
 psnr, ssim by horizon h: PSNR of the squared error of the h-th dreamed pictures to the real ones, pooled over rollouts (a mean of
     per-picture dB would be ruled by the few clips in which nothing moves and a repeated picture is perfect); mean SSIM after
@@ -29,55 +33,36 @@ drift: Fréchet distance in probe features (Gaussians fitted to the last hidden 
     probe where there are no poses) of early and late random play to one half of the held-out episodes, beside the other half
     (`real_to_real`) and the real engine under the same random play; sets of equal size. It is not FID or FVD. `steering`: what
     the inverse-dynamics probe reads off early and late play.
-speed: one player's session, milliseconds a frame, commit and decode included, eager engine.
+speed: one player's session, eager engine. `first_frame_ms`: action given -> first picture of that step decoded (what waits for the
+    step to begin is not in it). `per_frame_ms`: wall time of a step over its pictures, commit and decode included.
+by_steps: for every count of stage.step_counts quality by horizon, the gap of turning rollouts, random play up to frame 300, speed.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from train import examine, probes, report_card, returns, summary
-from train.config import EvaluateStage, RunConfig
+from train import by_steps, examine, probes, report_card, returns, sizes, summary
+from train.config import RunConfig
 from train.dreamer import Dreamer
-from train.examine import Bench, Meter, Size
+from train.examine import Bench, Meter
 from train.material import cut, gather
 from train.monitor import Console, clock_text
+from train.options import EvaluationSize
+from train.sizes import Size
+from train.stage_options import EvaluateStage
 from worldmodel import runtime
 from worldmodel.errors import ConfigError, DataError, WorldModelError
 from worldmodel.session import WorldSession, open_session
 
 PARTS = 8
-
-
-def full_size(rollouts: int, device: str) -> Size:
-    """The evaluation one reports: a quarter of an hour on two CPU cores, where the probes learn from smaller pictures."""
-    if device == "cpu":
-        return Size(rollouts=rollouts, probes=probes.ProbeOptions(steps=1500, batch=64, frames=20_000, scale=2))
-    return Size(rollouts=rollouts)
-
-
-def quick_size(rollouts: int = 6) -> Size:
-    """A look in passing: two minutes on two CPU cores."""
-    learning = probes.ProbeOptions(steps=200, batch=32, frames=6000, scale=2)
-    return Size(
-        rollouts=min(rollouts, 6),
-        horizons=(1, 4, 8, 16, 32),
-        random_rollouts=2,
-        random_frames=120,
-        returns=2,
-        turn_frames=36,
-        walk_frames=8,
-        speed_frames=15,
-        codec_frames=128,
-        probes=learning,
-    )
 
 
 def run(
@@ -89,27 +74,34 @@ def run(
     steps: int | None = None,
     rollouts: int = 32,
     seed: int = 0,
-    quick: bool = False,
-    size: Size | None = None,
+    size: Size | EvaluationSize = EvaluationSize.full,
+    step_counts: Sequence[int] = (),
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a world folder (or bundled world) on the episodes in `data`; write everything to `out` and return evaluation.json.
 
-    steps: denoising steps a frame (None: the world's own). size: how much to dream, instead of `rollouts` and `quick`.
+    steps: denoising steps a frame (None: the world's own). size: how much to dream; one of `train.sizes` ignores `rollouts`.
+    step_counts: further counts for the table by steps. cache: where trained probes are kept (None: `out`).
     Raises WorldModelError: world or data missing, damaged, or not made for each other.
     """
-    if rollouts < 1 or (steps is not None and steps < 1):
-        raise ConfigError(f"an evaluation needs at least one rollout and one step, got {rollouts} and {steps}")
+    if min(rollouts, steps or 1, *step_counts) < 1:
+        raise ConfigError(f"rollouts and steps must be at least 1, got {rollouts}, {[*filter(None, [steps]), *step_counts]}")
     began, console = time.monotonic(), Console(quiet=False)
     try:
         # a fixed thread count: choosing it by measurement would change roundings from run to run
-        session = open_session(world, device=device, steps=steps, threads=torch.get_num_threads())
-        size = size or (quick_size(rollouts) if quick else full_size(rollouts, session.device))
+        options: dict[str, Any] = {"device": device, "threads": torch.get_num_threads()}
+        session = open_session(world, steps=steps, **options)
+        size = size if isinstance(size, Size) else sizes.choose(size, rollouts, session.device)
+        further = [n for n in dict.fromkeys(step_counts) if n != session.steps]
         try:
-            bench = _prepare(session, Path(data), Path(out), size, seed, console)
-            result = _conditions(session, bench, quick)
-            clips_and_dream = _examine(session, bench, result, Path(out), console)
+            meter = Meter(console, PARTS + by_steps.PARTS * len(further))
+            bench = _prepare(session, Path(data), Path(out), cache or Path(out), size, seed, meter)
+            result = _conditions(session, bench)
+            clips_and_dream = _examine(session, bench, result, Path(out))
         finally:
             session.close()
+        if step_counts:
+            result["by_steps"] = _by_steps(world, bench, result, further, options)
         result["conditions"]["seconds"] = round(time.monotonic() - began, 1)
         _publish(result, bench, *clips_and_dream, Path(out), console)
         console.say(f"\n{summary.terminal(result)}\n\nin {Path(out)} after {clock_text(time.monotonic() - began)}")
@@ -124,28 +116,35 @@ def run_stage(config: RunConfig, folder: Path) -> dict[str, Any]:
     assert isinstance(stage, EvaluateStage)
     if not config.world:
         raise ConfigError("say which world to evaluate: world=FOLDER, or the name of a bundled world")
-    out = Path(stage.out) if stage.out else folder
-    steps = stage.sampler_steps or None
-    options: dict[str, Any] = {"rollouts": stage.rollouts, "seed": config.seed, "quick": stage.quick}
-    return run(config.world, Path(config.data.root), out, device=config.device, steps=steps, **options)
+    return run(
+        config.world,
+        Path(config.data.root),
+        Path(stage.out) if stage.out else folder,
+        device=config.device,
+        steps=stage.sampler_steps or None,
+        rollouts=stage.rollouts,
+        seed=config.seed,
+        size=stage.size,
+        step_counts=stage.step_counts,
+        cache=Path(config.runs),
+    )
 
 
-def _prepare(session: WorldSession, data: Path, out: Path, size: Size, seed: int, console: Console) -> Bench:
+def _prepare(session: WorldSession, data: Path, out: Path, cache: Path, size: Size, seed: int, meter: Meter) -> Bench:
     out.mkdir(parents=True, exist_ok=True)
-    meter = Meter(console, PARTS)
     meter.begin(f"reading episodes of {data}", 1)
-    material = gather(data, session.config, size.probes.frames, console.say)
+    material = gather(data, session.config, size.probes.frames, meter.say)
     clips = cut(material, session.config.sampler.window, max(size.horizons), size.rollouts, seed)
     if len(clips.frames) < size.rollouts or clips.horizon < max(size.horizons):
-        console.say(f"    held-out episodes give {len(clips.frames)} clips of {clips.horizon} frames behind the context")
-    meter.begin("probes: taken from the last evaluation, or trained on real frames", 2 * size.probes.steps)
+        meter.say(f"    held-out episodes give {len(clips.frames)} clips of {clips.horizon} frames behind the context")
+    meter.begin("probes: taken from an earlier evaluation, or trained on real frames", 2 * size.probes.steps)
     device = torch.device(session.device)
-    trained = probes.obtain(material.train, material.digest, size.probes, out, device, lambda *_: meter.tick())
+    trained = probes.obtain(material.train, material.digest, size.probes, cache, device, lambda *_: meter.tick())
     dreamer = Dreamer(session.config, session.model, session.codec, session.steps)
     return Bench(dreamer, session.world.spawns, material, clips, trained, size, seed, meter)
 
 
-def _conditions(session: WorldSession, bench: Bench, quick: bool) -> dict[str, Any]:
+def _conditions(session: WorldSession, bench: Bench) -> dict[str, Any]:
     """Everything that a number depends on."""
     held = bench.material.held_out
     return {
@@ -159,7 +158,8 @@ def _conditions(session: WorldSession, bench: Bench, quick: bool) -> dict[str, A
             "machine": runtime.describe_machine(),
             "threads": session.threads,
             "seed": bench.seed,
-            "quick": quick,
+            "size": bench.size.name,
+            "frames_per_action": session.frames_per_action,
             "rollouts": len(bench.clips.frames),
             "context": bench.clips.context,
             "horizon": bench.clips.horizon,
@@ -174,7 +174,7 @@ def _conditions(session: WorldSession, bench: Bench, quick: bool) -> dict[str, A
 
 
 def _examine(
-    session: WorldSession, bench: Bench, result: dict[str, Any], out: Path, console: Console
+    session: WorldSession, bench: Bench, result: dict[str, Any], out: Path
 ) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
     """Fill `result`, saving it after every part. Gives the pictures of the rollouts and of the return tests."""
     meter = bench.meter
@@ -190,9 +190,11 @@ def _examine(
     keep("probes", examine.probe_scores(bench, dream))
     scores, played, script = examine.play_at_random(bench)
     keep("random_play", scores)
-    engine, why_not = returns.open_engine(bench.material.held_out[0].world, session.size, bench.spec)
+    engine, why_not = None, "not part of this size"
+    if bench.size.returns:
+        engine, why_not = returns.open_engine(bench.material.held_out[0].world, session.size, bench.spec)
     if engine is None:
-        console.say(f"    the real game is left out: {why_not}")
+        meter.say(f"    the real game is left out: {why_not}")
     try:
         scores, views = returns.return_tests(bench, engine, why_not)
         keep("returns", scores)
@@ -206,7 +208,22 @@ def _examine(
 
 def _measured_speed(session: WorldSession, bench: Bench, meter: Meter) -> dict[str, Any]:
     meter.begin("speed of one player's session", 1)
-    return examine.speed(session, bench.size.speed_frames, max(3, bench.clips.context))
+    return examine.speed(session, bench.size.speed_steps, max(3, bench.clips.context))
+
+
+def _by_steps(world: str | Path, bench: Bench, result: dict[str, Any], counts: list[int], options: dict[str, Any]) -> list[Any]:
+    """The rows of the evaluated step count and of `counts`, the lowest first."""
+    rows = [by_steps.row(bench.dreamer.steps, result)]
+    rows += [by_steps.examine_count(bench, n, _speed_of(world, n, bench, options)) for n in counts]
+    return sorted(rows, key=lambda row: int(row["steps"]))
+
+
+def _speed_of(world: str | Path, steps: int, bench: Bench, options: dict[str, Any]) -> dict[str, Any]:
+    session = open_session(world, steps=steps, **options)
+    try:
+        return _measured_speed(session, bench, bench.meter)
+    finally:
+        session.close()
 
 
 def _publish(result: dict[str, Any], bench: Bench, dream: np.ndarray, views: dict[str, Any], out: Path, console: Console) -> None:

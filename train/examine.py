@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,28 +17,13 @@ from train import metrics, probes
 from train.dreamer import Dreamer
 from train.material import Clips, Material, mirror, random_play, sideways
 from train.monitor import Console, clock_text
+from train.sizes import Size
 from worldmodel.action import Action, ActionSpec
 from worldmodel.checkpoint import Spawn
+from worldmodel.session import WorldSession
 
 WINDOW = 100  # frames per window of the statistics of random play
 LATE = 200  # frames that the drift test calls early, and late
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is dreamed; `train.evaluate` chooses. The quick size answers in two minutes on two CPU cores."""
-
-    rollouts: int = 32
-    horizons: tuple[int, ...] = (1, 4, 8, 16, 32, 64)
-    gaps: tuple[int, ...] = (1, 4, 8, 16)
-    random_rollouts: int = 8
-    random_frames: int = 1000
-    returns: int = 16
-    turn_frames: int = 80
-    walk_frames: int = 10
-    speed_frames: int = 60
-    codec_frames: int = 1024
-    probes: probes.ProbeOptions = field(default_factory=probes.ProbeOptions)
 
 
 @dataclass
@@ -69,6 +54,10 @@ class Meter:
     def __init__(self, console: Console, parts: int) -> None:
         self._console, self._parts, self._part = console, parts, 0
         self._every = 0.5 if console._live else 10.0
+
+    def say(self, words: str) -> None:
+        """A line of its own between the parts."""
+        self._console.say(words)
 
     def begin(self, title: str, total: int) -> None:
         self._part += 1
@@ -259,19 +248,31 @@ def _thin(x: np.ndarray, count: int) -> np.ndarray:
     return x[np.linspace(0, len(x) - 1, count).round().astype(int)]
 
 
-def speed(session: Any, frames: int, warmup: int) -> dict[str, Any]:
-    """Milliseconds a frame as a player gets them: one session, eager engine, commit included."""
-    rows: list[dict[str, float]] = []
+def speed(session: WorldSession, steps: int, warmup: int) -> dict[str, Any]:
+    """Milliseconds as a player gets them: one session, eager engine, over `steps` steps.
+
+    first_frame_ms: action given -> first picture of that step decoded. per_frame_ms and its parts: of a step with its commit, over
+    its pictures.
+    """
+    first, whole, parts = [], [], []
     session.reset(seed=0, spawn=0)
-    for i in range(warmup + frames):
+    for i in range(warmup + steps):
         start = time.perf_counter()
-        frame = session.step(Action())[-1]
+        frames = session.step(Action())
+        ready = time.perf_counter()
         session.finish()
-        row = {"frame": (time.perf_counter() - start) * 1e3} | dict(frame.timing_ms)
         if i >= warmup:
-            rows.append(row)
-    names: Sequence[str] = [k for k in ("frame", "denoise", "commit", "decode") if k in rows[0]]
-    result: dict[str, Any] = {f"{k}_ms": float(np.mean([r[k] for r in rows])) for k in names}
-    spent = [r["frame"] for r in rows]
-    result |= {"frame_ms_p50": float(np.percentile(spent, 50)), "frame_ms_p95": float(np.percentile(spent, 95))}
-    return result | {"fps": 1e3 / result["frame_ms"], "frames": frames, "engine": session.engine, "threads": session.threads}
+            first.append((ready - start) * 1e3)
+            whole.append((time.perf_counter() - start) * 1e3)
+            parts.append(frames[-1].timing_ms)
+    chunk = session.frames_per_action
+    mean = float(np.mean(whole)) / chunk
+    result: dict[str, Any] = {"first_frame_ms": _percentiles(first), "per_frame_ms": mean}
+    result["per_frame_ms_p95"] = _percentiles(whole)["p95"] / chunk
+    result |= {f"{k}_ms": float(np.mean([p[k] for p in parts])) / chunk for k in ("denoise", "commit", "decode")}
+    result |= {"fps": 1e3 / mean, "frames_per_action": chunk, "steps_timed": steps}
+    return result | {"engine": session.engine, "threads": session.threads}
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float]:
+    return {f"p{p}": float(np.percentile(values, p)) for p in (50, 95)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -215,7 +216,7 @@ def _restore(probes: Probes, path: Path) -> bool:
 
 def _store(probes: Probes, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # evaluations may run side by side
     torch.save({"inverse": probes.inverse.state_dict(), "pose": probes.pose.state_dict() if probes.pose else {}}, temporary)
     temporary.replace(path)
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from train import metrics
-from train.examine import Bench, Size, thin_out
+from train.examine import Bench, thin_out
+from train.sizes import Size
 from worldmodel.action import Action, ActionSpec
 from worldmodel.errors import WorldModelError
 from worldmodel.world import World
@@ -48,6 +49,8 @@ def trips(spec: ActionSpec, size: Size) -> list[Trip]:
 
 def return_tests(bench: Bench, real: World | None, why_not: str) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
     """Does the view come back? In the dream and, where it can be opened, in the real engine. Also the views (B, marks, H, W, 3)."""
+    if not bench.size.returns:
+        return {"skipped": f"not part of the {bench.size.name} size"}, {}
     plan = trips(bench.spec, bench.size)
     if not plan:
         return {"skipped": "this world has neither a mouse turn in degrees nor forward and back"}, {}

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from train.dreamer import Dreamer
 from train.unpack import Frames
 from worldmodel.diffusion import euler_sigmas, sample
 from worldmodel.models.codec import to_uint8
+from worldmodel.session import open_session
 
 if TYPE_CHECKING:
     from train.stages.flow import FlowMatching
@@ -48,45 +50,28 @@ def _held_out_stretch(data: Frames, number: int, length: int) -> slice:
 
 
 def rollout_sheet(path: Path, world: Path, data: Frames, device: torch.device, stretches: int = 2) -> None:
-    """One-step predictions from real context, and a rollout of 16 frames, by the session that plays the exported world."""
-    from worldmodel.session import open_session
-
+    """Rollouts of 16 frames of the exported world, and its predictions one step (one chunk) beyond real context."""
     session = open_session(world, device=device.type, threads=torch.get_num_threads())
     try:
-        rows: list[tuple[str, np.ndarray]] = []
-        for number in range(stretches):
-            rows += _rollout_rows(session, data, number)
+        dreamer = Dreamer(session.config, session.model, session.codec, session.steps)
+        rows = [row for number in range(stretches) for row in _rollout_rows(dreamer, data, number)]
     finally:
         session.close()
     write_rows(path, rows)
 
 
-def _rollout_rows(session: object, data: Frames, number: int) -> list[tuple[str, np.ndarray]]:
-    from worldmodel.session import WorldSession
-
-    assert isinstance(session, WorldSession)
-    context = session.config.sampler.window
-    stretch = _held_out_stretch(data, number, context + ROLLOUT_FRAMES)
-    real, spec = np.array(data.frames[stretch]), data.spec
-    actions = [spec.decode(a) for a in data.actions[stretch]]
-    context = max(1, min(context, len(real) - ROLLOUT_FRAMES))
-    session.reset(seed=number)
-    for frame, action in zip(real[:context], actions[:context], strict=True):
-        session.append(frame, action)
-    start = session.snapshot()
-    dream = np.stack([session.step(a)[-1].rgb for a in actions[context : context + ROLLOUT_FRAMES]])
-    session.restore(start)
-    one_step = []
-    for frame, action in list(zip(real, actions, strict=True))[context : context + ONE_STEP_FRAMES]:
-        before = session.snapshot()
-        one_step.append(session.step(action)[-1].rgb)
-        session.restore(before)
-        session.append(frame, action)
-    return [
-        ("real", real[context : context + ROLLOUT_FRAMES]),
-        ("rollout", dream),
-        ("one step", np.stack(one_step)),
-    ]
+def _rollout_rows(dreamer: Dreamer, data: Frames, number: int) -> list[tuple[str, np.ndarray]]:
+    chunk, window = dreamer.chunk, dreamer.config.sampler.window
+    stretch = _held_out_stretch(data, number, window + ROLLOUT_FRAMES)
+    real, actions = np.array(data.frames[stretch]), np.array(data.actions[stretch])
+    context = max(chunk, min(window, len(real) - ROLLOUT_FRAMES))
+    part = slice(context, context + ROLLOUT_FRAMES)
+    dream = np.concatenate(list(dreamer.rollout(real[None, :context], actions[None, :context], actions[None, part], [number])))
+    firsts = [first for first in range(0, ONE_STEP_FRAMES, chunk) if first + context + chunk <= len(real)]
+    starts, acts = (np.stack([x[first : first + context] for first in firsts]) for x in (real, actions))
+    scripts = np.stack([actions[first + context : first + context + chunk] for first in firsts])
+    made = np.stack(list(dreamer.rollout(starts, acts, scripts, [number] * len(firsts))), axis=1)
+    return [("real", real[part]), ("rollout", dream), ("one step", made.reshape(-1, *made.shape[2:])[:ONE_STEP_FRAMES])]
 
 
 @torch.no_grad()
@@ -95,7 +80,7 @@ def teacher_sheet(path: Path, stage: FlowMatching) -> None:
     batch = stage.held_out.batch(stage.held_out.sampler.spread(2))
     noise = torch.randn(batch.latent.shape, generator=torch.Generator().manual_seed(0)).to(batch.latent.device)
 
-    def denoise(noisy: torch.Tensor, sigma: float) -> torch.Tensor:
+    def denoise(noisy: torch.Tensor, sigma: float, end: float) -> torch.Tensor:
         level = torch.full(noisy.shape[:2], sigma, device=noisy.device)
         with stage.context.autocast():
             return stage.model(noisy, level, actions=batch.action, layout=stage.layout).float()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from train import by_steps
+
 Row = tuple[str, ...]
 _SETS = ("real_held_out", "real_clips", "codec_clips", "dream")
 
@@ -59,11 +61,12 @@ def fact_rows(result: dict[str, Any]) -> list[Row]:
     facts.append(("motion with recorded actions, over the real game's", number(result["rollouts"]["motion"]["ratio"])))
     facts += _return_rows(result["returns"]) + _drift_rows(result["drift"])
     pace = result["speed"]
-    if "frame_ms" in pace:
-        text = f"{pace['frame_ms']:.1f} ms a frame ({pace['fps']:.0f} fps; p95 {pace['frame_ms_p95']:.1f} ms)"
-        facts.append(
-            ("speed, one player, eager", f"{text}, {result['conditions']['steps']} steps, {result['conditions']['device']}")
-        )
+    where = f"{result['conditions']['steps']} steps, {result['conditions']['device']}"
+    text = f"{pace['per_frame_ms']:.1f} ms a frame ({pace['fps']:.0f} fps; p95 {pace['per_frame_ms_p95']:.1f} ms), {where}"
+    facts.append(("speed, one player, eager", text))
+    first, chunk = pace["first_frame_ms"], pace["frames_per_action"]
+    text = f"{first['p50']:.1f} ms (p95 {first['p95']:.1f} ms), {chunk} frame{'s' if chunk != 1 else ''} an action"
+    facts.append(("action to its first picture", text))
     return facts
 
 
@@ -106,26 +109,32 @@ def _drift_rows(drift: dict[str, Any]) -> list[Row]:
 
 def conditions_text(result: dict[str, Any]) -> str:
     """One line: what was measured under which conditions."""
-    c = result["conditions"]
+    c, size_name = result["conditions"], result["conditions"]["size"]
     size = f"{c['rollouts']} rollouts from {c['context']} real frames, {c['held_out_frames']} held-out frames"
     return (
         f"World {c['world']} ({c['weights_hash']}), {c['steps']} steps on {c['device']} in {c['dtype']}; data {c['data_hash']}; "
-        f"{size}; seed {c['seed']}{'; quick' if c['quick'] else ''}."
+        f"{size}; seed {c['seed']}{f'; size {size_name}' if size_name != 'full' else ''}."
     )
 
 
 def markdown(result: dict[str, Any]) -> str:
     """The README-able table."""
-    head, *body = quality_rows(result)
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)] + [f"| {' | '.join(r)} |" for r in body]
+    lines = _grid(quality_rows(result))
     lines += ["", "| | |", "|---|---|"] + [f"| {what} | {value} |" for what, value in fact_rows(result)]
+    lines += ["", *_grid(by_steps.table(result["by_steps"]))] if "by_steps" in result else []
     note = "± is one standard error. Definitions: `train/evaluate.py`."
     return "\n".join([*lines, "", f"{conditions_text(result)} {note}", ""])
 
 
+def _grid(rows: Sequence[Row]) -> list[str]:
+    head, *body = rows
+    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head)] + [f"| {' | '.join(r)} |" for r in body]
+
+
 def terminal(result: dict[str, Any]) -> str:
     """The same for a terminal."""
-    return "\n".join([conditions_text(result), "", *_aligned(quality_rows(result)), "", *_aligned(fact_rows(result))])
+    tables = [quality_rows(result), fact_rows(result)] + ([by_steps.table(result["by_steps"])] if "by_steps" in result else [])
+    return "\n".join([conditions_text(result), *(line for table in tables for line in ("", *_aligned(table)))])
 
 
 def _aligned(rows: Sequence[Row]) -> list[str]:

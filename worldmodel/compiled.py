@@ -26,8 +26,8 @@ from worldmodel.models.attention import AttentionContext, Layout
 from worldmodel.models.dit import DiT
 from worldmodel.models.kv_cache import CacheSnapshot, KVCache
 
-Pass = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(noisy, sigma, actions, cos, sin, cache store) -> velocity; writes the scratch slot of the store."""
+Pass = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(noisy, sigma, end, actions, cos, sin, cache store) -> velocity; writes the scratch slot of the store. end: see `DiT.denoise`."""
 
 
 class _PassModule(nn.Module):
@@ -37,9 +37,11 @@ class _PassModule(nn.Module):
         super().__init__()
         self.model, self.cache = model, cache
 
-    def forward(self, noisy: Tensor, sigma: Tensor, actions: Tensor, cos: Tensor, sin: Tensor, store: Tensor) -> Tensor:
+    def forward(
+        self, noisy: Tensor, sigma: Tensor, end: Tensor, actions: Tensor, cos: Tensor, sin: Tensor, store: Tensor
+    ) -> Tensor:
         self.cache.store = store
-        return self.model.denoise(noisy, sigma, AttentionContext(cos, sin, cache=self.cache), actions)
+        return self.model.denoise(noisy, sigma, AttentionContext(cos, sin, cache=self.cache), actions, end=end)
 
 
 def cache_folder() -> Path:
@@ -79,6 +81,65 @@ def start_build(world_folder: Path, path: Path, device: torch.device, dtype: tor
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
 
+class Compiler:
+    """The compiled pass of one world under given conditions: kept from an earlier run, or built in the background.
+
+    state: ``off``, ``building``, ``ready``, ``slower`` or ``failed: reason``. ready: the pass, once there is one.
+    """
+
+    def __init__(self, world: LoadedWorld, folder: Path, device: torch.device, dtype: torch.dtype, threads: int) -> None:
+        self._folder, self._device, self._dtype, self._threads = folder, device, dtype, threads
+        self._path = build_path(world, device, dtype, threads)
+        self._building: subprocess.Popen[str] | None = None
+        self.state = "off"
+        self.ready: Pass | None = None
+
+    def start(self) -> None:
+        """Load the build if an earlier run left one, else start building it; does nothing the second time."""
+        if self.state != "off":
+            return
+        if self._path.is_file():
+            self._load()
+        else:
+            self._building = start_build(self._folder, self._path, self._device, self._dtype, self._threads)
+            self.state = "building"
+
+    def poll(self) -> str:
+        """The state now."""
+        if self._building is not None and self._building.poll() is not None:
+            self._end()
+        return self.state
+
+    def wait(self) -> None:
+        """Block until the pass is ready. Raises DeviceError if it could not be built."""
+        if self._building is not None:
+            self._end()
+        if self.state != "ready":
+            raise DeviceError(f"the engine could not be compiled ({self.state}): play with --compile off")
+
+    def close(self) -> None:
+        """Stop a build that still runs. Safe to call twice."""
+        if self._building is not None:
+            self._building.terminate()
+            self._building.wait()
+            self._building = None
+
+    def _end(self) -> None:
+        assert self._building is not None
+        output, _ = self._building.communicate()
+        failed, self._building = self._building.returncode != 0, None
+        if failed:
+            self.state = f"failed: {(output.strip().splitlines() or ['no reason given'])[-1][:200]}"
+        else:
+            self._load()
+
+    def _load(self) -> None:
+        try:
+            self.ready, self.state = load_build(self._path), "ready"
+        except DeviceError as error:
+            self.state = f"failed: {error}"
+
+
 def build(world: LoadedWorld, path: Path, device: torch.device, dtype: torch.dtype, threads: int) -> None:
     """Compile one pass of `world` and store it in `path`, whole or not at all."""
     torch.set_num_threads(threads)
@@ -93,7 +154,7 @@ def build(world: LoadedWorld, path: Path, device: torch.device, dtype: torch.dty
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ctx = model.context(noisy.shape, device, Layout.bidirectional(), cache=cache)
-        arguments = (noisy, sigma, actions, ctx.cos, ctx.sin, cache.store)
+        arguments = (noisy, sigma, torch.zeros_like(sigma), actions, ctx.cos, ctx.sin, cache.store)
         program = torch.export.export(_PassModule(model, cache), arguments, strict=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.stem}.{os.getpid()}.tmp.pt2")

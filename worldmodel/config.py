@@ -23,7 +23,7 @@ SCHEMA_VERSION = 1
 WORLDS = Path(__file__).resolve().parents[1] / "assets" / "worlds"
 ACTIVATIONS = ("gelu_tanh", "silu", "relu2")
 FAMILIES = ("worldmodel", "wan")
-SAMPLERS = ("euler", "adams", "consistency")
+SAMPLERS = ("euler", "adams", "consistency", "flow_map")
 MOST_STEPS = 1000  # noise levels that a schedule tells apart
 _MOST = {"dim": 2**15, "layers": 256, "heads": 1024, "ffn_dim": 2**17, "in_channels": 4096, "out_channels": 4096}
 _MOST |= {"patch": 64, "freq_dim": 2**15, "text_dim": 2**17, "text_len": 2**16, "action_dim": 4096}
@@ -60,7 +60,8 @@ class DiTConfig:
 
     dim: model width D; a multiple of heads, head width even. patch: latent pixels per token side (time patch is 1).
     text_dim: width of the text states, 0 = no text. action_dim: length A of the encoded action, 0 = none.
-    camera: the projective camera branch (PRoPE). activation: of the feed-forward net.
+    camera: the projective camera branch (PRoPE). flow_map: the net is also told the level a step ends at, and predicts the average
+    velocity between the two. activation: of the feed-forward net.
     """
 
     dim: int = 320
@@ -75,6 +76,7 @@ class DiTConfig:
     text_len: int = 512
     action_dim: int = 0
     camera: bool = False
+    flow_map: bool = False
     activation: str = "relu2"
     eps: float = 1e-6
 
@@ -125,7 +127,7 @@ class SamplerConfig:
     """How a frame is made from noise.
 
     kind: ``euler`` or ``adams`` (second order) integrate the velocity over `sigmas`; ``consistency`` predicts clean and re-noises
-    (distilled students).
+    (distilled students); ``flow_map`` steps by average velocities (needs model.flow_map).
     shift: warps an even grid of noise levels, sigma = s u / (1 + (s - 1) u). presets: step counts that may be chosen.
     steps: the default step count. window: frames that attention sees, the current chunk included; sink: of those, how many first
     frames are kept for ever. chunk: latent frames denoised together. context_sigma: noise level at which a finished frame is
@@ -208,6 +210,8 @@ class WorldConfig:
         )
         _require(0.1 <= self.fps <= 1000, f"fps lies in 0.1 to 1000, got {self.fps}")
         _require(self.frames_per_latent >= 1, f"frames_per_latent must be at least 1, got {self.frames_per_latent}")
+        flow_map = self.sampler.kind == "flow_map"
+        _require(flow_map == self.model.flow_map, "the sampler flow_map goes with model.flow_map, and only with it")
         if self.family == "worldmodel":
             _require(
                 self.model.action_dim == self.actions.width,

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-Denoiser = Callable[[Tensor, float], Tensor]
-"""(noisy, sigma) -> velocity, both of the shape of noisy."""
+Denoiser = Callable[[Tensor, float, float], Tensor]
+"""(noisy, sigma, end) -> velocity of the shape of noisy; end: the next lower level, which flow maps need to know (0 = clean)."""
 
 
 def _wide(sigma: Tensor, like: Tensor) -> Tensor:
@@ -72,11 +72,12 @@ def sample(
     ``euler`` integrates d noisy / d sigma = velocity, ``adams`` to second order (two-step Adams-Bashforth) by continuing the
     change since the last level: no extra network call, and with few levels far less of the spread is lost to blur. ``consistency``
     jumps to the clean latent and re-noises it with the fresh draw renoise(i) at the next level (stochastic, not an ODE).
+    ``flow_map`` goes from level to level by the average velocity that the network predicts for that stretch.
     """
     noisy, last, last_width = noise, None, 0.0
     for i, sigma in enumerate(sigmas):
         following = sigmas[i + 1] if i + 1 < len(sigmas) else 0.0
-        velocity, width = denoise(noisy, sigma), following - sigma
+        velocity, width = denoise(noisy, sigma, following), following - sigma
         if kind == "consistency":
             noisy = noisy - sigma * velocity
             if following > 0.0:

@@ -1,10 +1,12 @@
-"""The learned world behind the `World` face: the one stateful object. Shapes: B=1, T=1 frame, C H W latent, A action."""
+"""The learned world behind the `World` face: the one stateful object.
+
+Shapes: T frames of a chunk (1 in frame-wise worlds), C H W latent, A action; B = 1.
+"""
 
 from __future__ import annotations
 
 import math
 import operator
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from worldmodel.action import NOOP, Action
 from worldmodel.checkpoint import LoadedWorld, load_world
 from worldmodel.config import MOST_STEPS, find_world
 from worldmodel.diffusion import euler_sigmas, sample
-from worldmodel.errors import ConfigError, DeviceError
+from worldmodel.errors import ConfigError
 from worldmodel.models.attention import Layout
 from worldmodel.models.codec import to_float, to_uint8
 from worldmodel.models.kv_cache import CacheSnapshot
@@ -52,11 +54,10 @@ def open_session(
     loaded = load_world(folder)
     if loaded.config.family != "worldmodel":
         raise ConfigError(f"this client cannot play worlds of the family {loaded.config.family!r} yet")
-    chunk, pictures = loaded.config.sampler.chunk, loaded.config.frames_per_latent
-    if chunk != 1 or pictures != 1:
+    if loaded.config.frames_per_latent != 1:
         raise ConfigError(
-            f"this client plays frame by frame, but {loaded.config.name!r} makes {chunk} latents of {pictures} pictures at a time: "
-            "train it with model.sampler.chunk=1"
+            f"this client plays worlds of one picture a latent, but {loaded.config.name!r} makes "
+            f"{loaded.config.frames_per_latent}: train it with a codec of single frames"
         )
     place, reason = runtime.pick_device(device)
     session = WorldSession(loaded, folder, place, dtype or runtime.pick_dtype(place), steps, threads)
@@ -71,8 +72,8 @@ def open_session(
 class WorldSession:
     """Plays one learned world. Not thread-safe: use it from the thread that made it.
 
-    step() hands the picture over before the finished frame is committed to the cache; `finish` does that, off the player's critical
-    path, and every method that needs it calls it.
+    frames_per_action: pictures that one step makes under one action, the world's chunk. step() hands them over before the finished
+    chunk is committed to the cache; `finish` does that, off the player's critical path, and every method that needs it calls it.
     """
 
     def __init__(
@@ -98,17 +99,22 @@ class WorldSession:
         self._device, self._dtype, self.device_note = device, dtype, ""
         model, codec = world.build()
         self.model, self.codec = model.to(device, dtype), codec.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        sampler = config.sampler
+        sampler, self.frames_per_action = config.sampler, config.sampler.chunk
+        shortest = min(len(start.frames) for start in world.spawns)
+        if shortest < sampler.chunk:
+            raise ConfigError(
+                f"a spawn of {config.name!r} has {shortest} frames, its chunks {sampler.chunk}: export the world again"
+            )
         self.cache = self.model.make_cache(config.latent_size[1:], sampler.window, sampler.chunk, sampler.sink)
-        self._sigma = {s: torch.full((1, 1), s, device=device) for s in (*self.sigmas, config.sampler.context_sigma)}
-        self._compiled: compiled.Pass | None = None
-        self._building: subprocess.Popen[str] | None = None
-        self.compile_state, self.engine = "off", "eager"
+        levels = (*self.sigmas, sampler.context_sigma, 0.0)
+        self._sigma = {s: torch.full((1, sampler.chunk), s, device=device) for s in levels}
+        self.engine = "eager"
         self._pending: tuple[Tensor, Tensor] | None = None
         self._commit_ms = 0.0
         self.seed = self.index = 0
         self.frame = self.reset()
         self.threads = self._settle_threads(threads)
+        self._compiler = compiled.Compiler(world, folder, device, dtype, self.threads)
 
     @property
     def device(self) -> str:
@@ -120,7 +126,10 @@ class WorldSession:
 
     @torch.inference_mode()
     def reset(self, seed: int = 0, spawn: int = 0) -> Frame:
-        """Start again: real context frames of a spawn, noise derived from `seed`. Returns the spawn's last frame, index 0."""
+        """Start again: real context frames of a spawn, noise derived from `seed`. Returns the spawn's last frame, index 0.
+
+        The context is the spawn's newest frames that fill whole chunks, as in training, where chunks begin with the clip.
+        """
         try:
             seed, spawn = operator.index(seed), operator.index(spawn)  # numpy's whole numbers give the noise of Python's
         except TypeError as error:
@@ -128,36 +137,41 @@ class WorldSession:
         start = self.world.spawns[spawn % self.spawns]
         self._pending, self.seed, self.index = None, int(seed), 0
         self.cache.reset()
-        latents = self._encode(start.frames)
-        for latent, action in zip(latents, torch.from_numpy(start.actions), strict=True):
-            self._commit(latent[None, None], action.to(self._device, self._dtype)[None, None])
+        chunk, left_out = self.frames_per_action, len(start.frames) % self.frames_per_action
+        latents, actions = self._encode(start.frames[left_out:]), torch.from_numpy(start.actions[left_out:])
+        for latent, action in zip(latents.split(chunk), actions.split(chunk), strict=True):
+            self._commit(latent[None], action.to(self._device, self._dtype)[None])
         self.frame = Frame(start.frames[-1], 0)
         return self.frame
 
     @torch.inference_mode()
     def step(self, action: Action) -> tuple[Frame, ...]:
-        """Dream one frame under `action`. Raises ConfigError for a button this world does not know."""
+        """Dream one chunk under `action`, held for all its frames. Raises ConfigError for a button this world does not know.
+
+        The frames share the times of the step.
+        """
         encoded = self._encode_action(action)
         self.finish()
         timing = {"commit": self._commit_ms}
-        self.index += 1
+        self.index += 1  # the first frame of the chunk: its noise is derived from it
         with runtime.stopwatch(timing, "denoise", self._device):
             clean = sample(
-                lambda noisy, sigma: self._pass(noisy, sigma, encoded),
+                lambda noisy, sigma, end: self._pass(noisy, sigma, encoded, end),
                 self._noise("noise"),
                 self.sigmas,
                 self.config.sampler.kind,
                 lambda i: self._noise("renoise", i),
             )
         with runtime.stopwatch(timing, "decode", self._device):
-            rgb = to_uint8(self.codec.decode(clean[0].contiguous(memory_format=torch.channels_last)))[0].cpu().numpy()
+            rgb = to_uint8(self.codec.decode(clean[0].contiguous(memory_format=torch.channels_last))).cpu().numpy()
         self._pending = (clean, encoded)
-        self.frame = Frame(rgb, self.index, timing)
-        return (self.frame,)
+        frames = tuple(Frame(picture, self.index + i, timing) for i, picture in enumerate(rgb))
+        self.frame, self.index = frames[-1], frames[-1].index
+        return frames
 
     @torch.inference_mode()
     def finish(self) -> None:
-        """Commit the last dreamed frame to the cache, if that is still to be done."""
+        """Commit the last dreamed chunk to the cache, if that is still to be done."""
         if self._pending is not None:
             timing: dict[str, float] = {}
             with runtime.stopwatch(timing, "commit", self._device):
@@ -166,7 +180,12 @@ class WorldSession:
 
     @torch.inference_mode()
     def append(self, rgb: np.ndarray, action: Action) -> Frame:
-        """Put a real frame, uint8 (H,W,3), and the action that led to it into the context, as if it had been dreamed."""
+        """Put a real frame, uint8 (H,W,3), and the action that led to it into the context, as if it had been dreamed.
+
+        Raises ConfigError for a wrong picture, and in chunk-wise worlds: single frames do not fill their chunks.
+        """
+        if self.frames_per_action > 1:
+            raise ConfigError(f"append adds single frames, but {self.name!r} goes {self.frames_per_action} frames at a time")
         if rgb.shape != (*self.size, 3) or rgb.dtype != np.uint8:
             raise ConfigError(f"append takes a uint8 picture of shape {(*self.size, 3)}, got {rgb.dtype} {rgb.shape}")
         encoded = self._encode_action(action)
@@ -191,42 +210,28 @@ class WorldSession:
 
     def close(self) -> None:
         """Stop a build that still runs. Safe to call twice."""
-        if self._building is not None:
-            self._building.terminate()
-            self._building.wait()
-            self._building = None
+        self._compiler.close()
 
     # --- the compiled engine -------------------------------------------------------------------------------------------------
 
     @property
-    def _build(self) -> Path:
-        return compiled.build_path(self.world, self._device, self._dtype, self.threads)
+    def compile_state(self) -> str:
+        return self._compiler.state
 
     def start_compile(self) -> None:
         """Load the compiled engine if an earlier run built it, else start building it in the background; see `compile_state`."""
-        if self.compile_state != "off":
-            return
-        if self._build.is_file():
-            self._load_build()
-        else:
-            self._building = compiled.start_build(self.folder, self._build, self._device, self._dtype, self.threads)
-            self.compile_state = "building"
+        self._compiler.start()
 
     def poll_compile(self) -> str:
         """The state of the compiled engine now: ``off``, ``building``, ``ready``, ``slower`` or ``failed: reason``."""
-        if self._building is not None and self._building.poll() is not None:
-            self._end_build()
-        return self.compile_state
+        return self._compiler.poll()
 
     def wait_for_compile(self) -> None:
         """Block until the engine is ready. Raises DeviceError if it could not be built."""
-        if self._building is not None:
-            self._end_build()
-        if self.compile_state != "ready":
-            raise DeviceError(f"the engine could not be compiled ({self.compile_state}): play with --compile off")
+        self._compiler.wait()
 
     def adopt_compiled(self, always: bool = False) -> bool:
-        """Use the compiled engine from the next frame on, if it is ready and (or `always`) measured to be the faster one here.
+        """Use the compiled engine from the next step on, if it is ready and (or `always`) measured to be the faster one here.
 
         Frames may differ from eager ones in the last bits.
         """
@@ -234,7 +239,7 @@ class WorldSession:
             return False
         self.finish()
         if not (always or self._compiled_wins()):
-            self.compile_state = "slower"
+            self._compiler.state = "slower"
             return False
         self.engine = "compiled"
         return True
@@ -254,45 +259,31 @@ class WorldSession:
         self.engine = "eager"
         return best["compiled"] < best["eager"]
 
-    def _end_build(self) -> None:
-        assert self._building is not None
-        output, _ = self._building.communicate()
-        failed, self._building = self._building.returncode != 0, None
-        if failed:
-            self.compile_state = f"failed: {(output.strip().splitlines() or ['no reason given'])[-1][:200]}"
-        else:
-            self._load_build()
-
-    def _load_build(self) -> None:
-        try:
-            self._compiled = compiled.load_build(self._build)
-            self.compile_state = "ready"
-        except DeviceError as error:
-            self.compile_state = f"failed: {error}"
-
     # --- one pass --------------------------------------------------------------------------------------------------------------
 
-    def _pass(self, noisy: Tensor, sigma: float, actions: Tensor) -> Tensor:
+    def _pass(self, noisy: Tensor, sigma: float, actions: Tensor, end: float = 0.0) -> Tensor:
         ctx = self.model.context(noisy.shape, self._device, Layout.bidirectional(), cache=self.cache)
         if self.engine == "compiled" and self.cache.full:
-            assert self._compiled is not None
-            return self._compiled(noisy, self._sigma[sigma], actions, ctx.cos, ctx.sin, self.cache.store)
-        return self.model.denoise(noisy, self._sigma[sigma], ctx, actions)
+            assert self._compiler.ready is not None
+            return self._compiler.ready(noisy, self._sigma[sigma], self._sigma[end], actions, ctx.cos, ctx.sin, self.cache.store)
+        return self.model.denoise(noisy, self._sigma[sigma], ctx, actions, end=self._sigma[end])
 
     def _commit(self, clean: Tensor, actions: Tensor) -> None:
-        self._pass(clean, self.config.sampler.context_sigma, actions)
+        level = self.config.sampler.context_sigma
+        self._pass(clean, level, actions, level)
         self.cache.commit()
 
     def _noise(self, purpose: str, draw: int = 0) -> Tensor:
         generator = runtime.generator(self.seed, purpose, self.index, draw)
-        return torch.randn(1, 1, *self.config.latent_size, generator=generator).to(self._device, self._dtype)
+        return torch.randn(1, self.frames_per_action, *self.config.latent_size, generator=generator).to(self._device, self._dtype)
 
     def _encode(self, frames: np.ndarray) -> Tensor:
         rgb = to_float(frames).to(self._device, self._dtype)
         return self.codec.encode(rgb.contiguous(memory_format=torch.channels_last)).contiguous()
 
     def _encode_action(self, action: Action) -> Tensor:
-        return torch.from_numpy(self.actions.encode(action)).to(self._device, self._dtype)[None, None]
+        encoded = torch.from_numpy(self.actions.encode(action)).to(self._device, self._dtype)
+        return encoded.repeat(1, self.frames_per_action, 1)
 
     @torch.inference_mode()
     def _settle_threads(self, threads: int | str) -> int:

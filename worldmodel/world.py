@@ -48,7 +48,7 @@ class World(Protocol):
         ...
 
     def step(self, action: Action) -> tuple[Frame, ...]:
-        """Do one action; return the frames of one latent (1 for bundled worlds, 4 for Wan)."""
+        """Do one action; return its frames, oldest first (1 in most worlds, more where frames are dreamed in chunks)."""
         ...
 
     def close(self) -> None:

@@ -262,7 +262,7 @@ class Generator:
         return False
 
     def _start_time(self) -> float:
-        """When to begin so that the picture is ready just in time for its even place."""
+        """When to begin so that the step's first picture is ready just in time for its even place."""
         if self._due is None or not self._durations:
             return 0.0
         return self._due - float(np.percentile(self._durations, 90)) - SPARE
@@ -287,9 +287,13 @@ class Generator:
         return frames
 
     def _hand_over(self, frames: tuple[Frame, ...], ready: float, snapshot: Snapshot | None) -> None:
-        """Put pictures into the mailbox, evenly spaced; a full mailbox loses its oldest."""
-        fps = self._fps()
+        """Put pictures into the mailbox, evenly spaced: at the pace, or, without one, over the time that the step took.
+
+        The mailbox holds the new pictures and those of the step before that may not be due yet; a full one loses its oldest.
+        """
+        fps, count = self._fps(), len(frames)
         period = 1 / fps if fps else 0.0
+        spacing = period or (ready - snapshot.taken) / count if snapshot else 0.0
         first = beat = ready  # beat: the even place of this picture, which the next one is counted from
         with self._cond:
             if snapshot is not None and self._due is not None and not self.paused:
@@ -299,12 +303,12 @@ class Generator:
                     self.stats.late()
             for i, frame in enumerate(frames):
                 event = snapshot.event if snapshot and i == 0 else None
-                index = self.frame - len(frames) + 1 + i if snapshot else self.frame
-                self._box.append(Shown(np.array(frame.rgb), index, first + i * period, event, snapshot is None))
-                if len(self._box) > len(frames):
+                index = self.frame - count + 1 + i if snapshot else self.frame
+                self._box.append(Shown(np.array(frame.rgb), index, first + i * spacing, event, snapshot is None))
+                if len(self._box) > 2 * count - 1:
                     old = self._box.popleft()
                     self._box[0] = _inherit(self._box[0], old)
-            self._due = beat + len(frames) * period if period and not self.paused else None
+            self._due = beat + count * period if period and not self.paused else None
         self.notify()
 
     def _fps(self) -> float:

@@ -24,10 +24,13 @@ class Snapshot:
 
 
 class InputState:
-    """Collects events between two snapshots. Times are `time.perf_counter` seconds; motion is in pixels, x right and y down."""
+    """Collects events between two snapshots. Times are `time.perf_counter` seconds; motion is in pixels, x right and y down.
 
-    def __init__(self, spec: ActionSpec, keymap: Keymap) -> None:
-        self._spec, self._keymap = spec, keymap
+    frames: pictures that one action is held for; the motion between two snapshots is spread over them.
+    """
+
+    def __init__(self, spec: ActionSpec, keymap: Keymap, frames: int = 1) -> None:
+        self._spec, self._keymap, self._frames = spec, keymap, frames
         self._opposites = _symmetric(spec)
         self._lock = threading.Lock()
         self._held: dict[str, int] = {}  # code -> order of its press
@@ -107,7 +110,8 @@ class InputState:
         inputs = {"mouse_x": (self._motion[0], self._stick[0]), "mouse_y": (sign_y * self._motion[1], sign_y * self._stick[1])}
         for axis in self._spec.axes:
             pixels, stick = inputs[axis.source]
-            look[axis.source] = pixels * axis.per_pixel * self._keymap.sensitivity + stick * axis.limit * KEY_RATE
+            moved = pixels * axis.per_pixel * self._keymap.sensitivity / self._frames
+            look[axis.source] = moved + stick * axis.limit * KEY_RATE
         for target in pressed:
             found = axis_of(self._spec, target)
             if found:

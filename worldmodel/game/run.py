@@ -93,7 +93,7 @@ class Run:
         """In the generator's thread, once the world is there."""
         settings, spec = self.settings, world.actions
         self.keymap = self._keymap(spec)
-        self.inputs = InputState(spec, self.keymap)
+        self.inputs = InputState(spec, self.keymap, self.facts(world)["frames_per_action"])
         for note in self.keymap.notes:
             print(f"note: key left out, {note}", file=sys.stderr)
         agent = open_agent(settings.agent, spec, settings.seed) if settings.agent else self._spare_agent(spec)
@@ -140,6 +140,7 @@ class Run:
             "device": getattr(found, "device", "cpu"),
             "dtype": getattr(found, "dtype", "uint8"),
             "steps": getattr(found, "steps", 0),
+            "frames_per_action": getattr(found, "frames_per_action", 1),
             "threads": getattr(found, "threads", 1),
             "engine": self.generator.engine,
             "seed": self.generator.seed,

@@ -1,7 +1,8 @@
 """Measured numbers of a run: honest, with their definitions.
 
-frame_ms: time from one picture to the next (window: shown on the screen; headless: ready), pauses left out. generate_ms: action
-read -> picture on the host. denoise_ms, commit_ms, decode_ms: parts, as the world reports them. action_to_frame_ms: window: the
+frame_ms: time from one picture to the next (window: shown on the screen; headless: ready; pictures of one step share its time),
+pauses left out. generate_ms: action read -> pictures on the host. denoise_ms, commit_ms, decode_ms: parts of a step, as the world
+reports them; frames_per_action: pictures that a step makes. action_to_frame_ms: window: the
 oldest key or mouse event of a step -> the first picture it changed is on the screen; headless, or an agent in the window: action
 read -> picture ready, or shown.
 window_s, first_frame_s: process start -> window open, -> first generated picture. missed_deadlines: pictures ready too late for an
@@ -98,14 +99,15 @@ class Stats:
         with self._lock:
             self.missed += 1
 
-    def shown(self, now: float, latency: float | None) -> None:
-        """A picture was shown (headless: is ready) at `now`; latency: since its event, or None if no event changed it."""
+    def shown(self, now: float, latency: float | None, count: int = 1) -> None:
+        """A picture was shown at `now` (headless: `count` pictures of a step are ready); latency: since its event, None without."""
         with self._lock:
             if self.first_frame_s is None:
                 self.first_frame_s = round(process_age(), 3)
             if self._last is not None:
-                self._intervals.append((now - self._last) * 1000)
-                self._recent.append(self._intervals[-1])
+                passed = [(now - self._last) * 1000 / count] * count
+                self._intervals += passed
+                self._recent += passed
             self._last = now
             if latency is not None:
                 self._latency.append(latency * 1000)

@@ -128,8 +128,10 @@ class View:
     def _rows(self, facts: dict[str, object]) -> list[tuple[str, str]]:
         generator = self._run.generator
         engine = f"{facts['engine']}{', compiling' if generator.compiling == 'building' else ''}"
+        chunk = [("frames per action", f"{facts['frames_per_action']}")] if facts["frames_per_action"] != 1 else []
         return [
             ("engine", f"{facts['steps']} steps, {engine}" if facts["steps"] else "the real game"),
+            *chunk,
             ("device", f"{facts['device']} {facts['dtype']}, {facts['threads']} thread{'s' if facts['threads'] != 1 else ''}"),
             ("place", f"{generator.spawn + 1} of {generator.world.spawns if generator.world else 1}, seed {generator.seed}"),
             ("frame", f"{generator.frame}"),

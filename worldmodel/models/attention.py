@@ -23,27 +23,28 @@ class Layout:
     """Which frame may see which. Bidirectional and causal nets are the same module with another layout.
 
     chunk: frames denoised together. window: frames seen, counted back from the end of the own chunk, that chunk included; 0 = all.
-    first: size of the first chunk where it differs (0 = `chunk`).
+    first: size of the first chunk where it differs (0 = `chunk`). sink: of the window, how many are the first frames of the clip.
     """
 
     kind: str = "bidirectional"
     chunk: int = 1
     window: int = 0
     first: int = 0
+    sink: int = 0
 
     @staticmethod
     def bidirectional() -> Layout:
         return Layout()
 
     @staticmethod
-    def causal(chunk: int = 1, window: int = 0, first: int = 0) -> Layout:
+    def causal(chunk: int = 1, window: int = 0, first: int = 0, sink: int = 0) -> Layout:
         """Diffusion forcing: a frame sees its own and earlier chunks, all of them noisy."""
-        return Layout("causal", chunk, window, first)
+        return Layout("causal", chunk, window, first, sink)
 
     @staticmethod
-    def teacher_forcing(chunk: int = 1, window: int = 0) -> Layout:
+    def teacher_forcing(chunk: int = 1, window: int = 0, sink: int = 0) -> Layout:
         """[clean | noisy]: clean frames are chunk-causal; a noisy chunk sees itself and the clean frames of earlier chunks."""
-        return Layout("teacher_forcing", chunk, window)
+        return Layout("teacher_forcing", chunk, window, sink=sink)
 
     def chunk_ends(self, frames: int) -> np.ndarray:
         """For every frame the index just behind its chunk; the last chunk may be cut by the end of the clip."""
@@ -57,7 +58,8 @@ class Layout:
         if self.kind == "bidirectional":
             return np.ones((frames, frames), dtype=bool)
         ends, key = self.chunk_ends(frames)[:, None], np.arange(frames)[None]
-        recent = key >= ends - self.window if self.window else np.ones((frames, frames), dtype=bool)
+        kept = key < self.sink
+        recent = kept | (key >= ends - (self.window - self.sink)) if self.window else np.ones((frames, frames), dtype=bool)
         causal = (key < ends) & recent
         if self.kind == "causal":
             return causal

@@ -18,6 +18,7 @@ from worldmodel.models.embeddings import ActionEmbedding, NoiseEmbedding, rope_t
 from worldmodel.models.kv_cache import KVCache
 
 TextStates = list[tuple[Tensor, Tensor]]
+END_SHARE = 0.25  # of the level a flow map's step ends at, in the noise embedding
 
 
 def _activation(x: Tensor, name: str) -> Tensor:
@@ -64,6 +65,7 @@ class DiT(nn.Module):
         self.cfg = cfg
         self.patch = nn.Linear(cfg.in_channels * cfg.patch**2, cfg.dim)
         self.noise = NoiseEmbedding(cfg.freq_dim, cfg.dim)
+        self.end_noise = NoiseEmbedding(cfg.freq_dim, cfg.dim) if cfg.flow_map else None
         self.noise_projection = nn.Linear(cfg.dim, 6 * cfg.dim)
         self.action = ActionEmbedding(cfg.action_dim, cfg.dim) if cfg.action_dim else None
         self.text = (
@@ -116,15 +118,17 @@ class DiT(nn.Module):
         clean_sigma: Tensor | None = None,
         layout: Layout | None = None,
         cache: KVCache | None = None,
+        end: Tensor | None = None,
     ) -> Tensor:
         """Velocity (B,T,C,H,W) of noisy (B,T,C,H,W) at noise levels sigma in [0,1], (B,T) or (B,).
 
         actions (B,T,A) encoded, None = unknown; action_keep bool (B,) or (B,T), False hides the action. cameras: view matrices
         (B,T,4,4) and intrinsics (B,T,3,3). With `clean` (B,T,C,H,W) the sequence is [clean | noisy] (teacher forcing), clean_sigma
-        (B,T) being the noise level of the context (default 0). With `cache`, the T frames continue the cached rollout.
+        (B,T) being the noise level of the context (default 0). With `cache`, the T frames continue the cached rollout. Flow maps
+        predict the average velocity from sigma down to the level `end` (B,T) (default: sigma itself).
         """
         ctx = self.context(noisy.shape, noisy.device, layout or Layout.bidirectional(), clean is not None, cameras, cache)
-        return self.denoise(noisy, sigma, ctx, actions, action_keep, text, clean, clean_sigma)
+        return self.denoise(noisy, sigma, ctx, actions, action_keep, text, clean, clean_sigma, end)
 
     def denoise(
         self,
@@ -136,11 +140,12 @@ class DiT(nn.Module):
         text: TextStates | None = None,
         clean: Tensor | None = None,
         clean_sigma: Tensor | None = None,
+        end: Tensor | None = None,
     ) -> Tensor:
         """`forward` with its `context` made beforehand: tensors only, static shapes, the part that is worth compiling."""
         frames = noisy.shape[1]
         sigma = sigma[:, None].expand(-1, frames) if sigma.ndim == 1 else sigma
-        x, e = self._tokens(noisy), self._condition(sigma, actions, action_keep)
+        x, e = self._tokens(noisy), self._condition(sigma, actions, action_keep, end)
         if clean is not None:
             clean_sigma = torch.zeros_like(sigma) if clean_sigma is None else clean_sigma
             x = torch.cat((self._tokens(clean), x), dim=1)
@@ -176,8 +181,10 @@ class DiT(nn.Module):
         plan = None if cache is not None else kernels.plan_blocks(layout.frame_mask(frames), rows * cols, device)
         return AttentionContext(cos, sin, matrices, plan, cache)
 
-    def _condition(self, sigma: Tensor, actions: Tensor | None, keep: Tensor | None) -> Tensor:
+    def _condition(self, sigma: Tensor, actions: Tensor | None, keep: Tensor | None, end: Tensor | None = None) -> Tensor:
         e = self.noise(sigma)
+        if self.end_noise is not None:  # mixed as in AnyFlow (arXiv 2605.13724); the copy starts equal, so a plain net is unchanged
+            e = torch.lerp(e, self.end_noise(sigma if end is None else end), END_SHARE)
         return e + self.action(actions, keep) if self.action is not None else e
 
     def _tokens(self, latents: Tensor) -> Tensor:

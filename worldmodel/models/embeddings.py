@@ -70,12 +70,14 @@ def rope_split(head_dim: int) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _angles(positions: tuple[int, ...], pairs: int) -> Tensor:
     rates = torch.pow(10000.0, -torch.arange(pairs, dtype=torch.float64) / max(pairs, 1))
     return torch.tensor(positions, dtype=torch.float64)[:, None] * rates
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # a table that a session asked for may serve a training pass later
 def rope_tables(frames: tuple[int, ...], rows: int, cols: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin, each (len(frames)*rows*cols, E/2) float32, for tokens ordered frame, row, column.
 
