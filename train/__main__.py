@@ -5,9 +5,7 @@ The last place where a DictConfig exists. Heavy imports wait until a job runs, s
 
 from __future__ import annotations
 
-import gc
 import sys
-import traceback
 from pathlib import Path
 
 import hydra
@@ -15,95 +13,60 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from train.config import RunConfig, register, validate
-from train.settings import CONF, explain_settings, options_first
+from train import recipe
+from train.config import RunConfig, register
+from train.explain import CONF
+from train.jobs import attempt, collect_failures, forget_failures, leave_failures, main_process, run
+from train.settings import SWEEP, explain_settings, options_first, with_recipe
 from worldmodel.errors import WorldModelError
 
 _failures: list[str] = []
 
 
-def _name(cfg: DictConfig) -> str:
-    return f"{cfg.name} ({', '.join(HydraConfig.get().overrides.task)})"
+def _say(text: str) -> None:
+    if main_process():
+        print(text, flush=True)
 
 
-def _release() -> None:
-    """Jobs of a sweep share this process: hand back what the last one held."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch._dynamo.reset()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def run(config: RunConfig, folder: Path) -> None:
-    """One job: train, or evaluate, in `folder`. Raises WorldModelError, or KeyboardInterrupt once a checkpoint is written."""
-    import torch
-
-    from train.distributed import start
-    from train.monitor import Console
-    from worldmodel import runtime
-
-    validate(config)
-    runtime.setup()
-    if config.train.threads:
-        runtime.set_threads(config.train.threads)
-    if config.stage.kind == "evaluate":
-        from train.evaluate import run_stage
-
-        run_stage(config, folder)
-        return
-    from train.loop import fit
-    from train.stages import Context, build
-
-    torch.backends.cudnn.benchmark = True  # every batch has the same shape
-    with start(config.device) as ranks:
-        console = Console(quiet=not ranks.main)
-        try:
-            context = Context(config, ranks, folder, console.say)
-            fit(build(context), context, console)
-        finally:
-            console.close()
+def _do(cfg: DictConfig, folder: Path) -> list[str]:
+    """A run, or a recipe of runs; returns what failed in a recipe. A failed run raises."""
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, RunConfig)
+    if not recipe.is_recipe(config):
+        run(config, folder)
+        return []
+    entries = recipe.plan(config, list(HydraConfig.get().overrides.task), folder)
+    return recipe.run_recipe(entries, config.only, lambda e: attempt(lambda: run(e.config, e.folder), tell_all=True), _say)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def job(cfg: DictConfig) -> None:
     """What Hydra calls once, or once per job of a sweep. A job that fails names itself, and the others go on."""
-    sweep = HydraConfig.get().mode is RunMode.MULTIRUN
-    name = _name(cfg)
+    settings = HydraConfig.get()
+    sweep, folder = settings.mode is RunMode.MULTIRUN, Path(settings.runtime.output_dir)
+    name = f"{cfg.name} ({', '.join(settings.overrides.task)})"
     if sweep:
-        print(f"job {HydraConfig.get().job.num}: {name}", flush=True)
-    try:
-        config = OmegaConf.to_object(cfg)
-        assert isinstance(config, RunConfig)
-        run(config, Path(HydraConfig.get().runtime.output_dir))
-    except WorldModelError as error:
-        _failures.append(f"{name}: {error}" if sweep else str(error))
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        text = f"cannot read or write ({place}{error.strerror or error}): free some space or choose another place, and run again"
-        _failures.append(f"{name}: {text}" if sweep else text)
-    except Exception as error:
-        if "allocate memory" in str(error) or "out of memory" in str(error) or isinstance(error, MemoryError):
-            text = "there is not enough memory: lower stage.batch (and raise stage.accumulate), or choose a smaller model"
-            _failures.append(f"{name}: {text}" if sweep else text)
-            return
-        if not sweep:
-            raise
-        traceback.print_exc()
-        _failures.append(f"{name}: {type(error).__name__}: {error}")
-    finally:
-        _release()
-    if sweep and _failures and _failures[-1].startswith(name):
-        print(f"job failed: {_failures[-1]}", file=sys.stderr, flush=True)
+        _say(f"job {settings.job.num}: {name}")
+    failures: list[str] = []
+    failed = attempt(lambda: failures.extend(_do(cfg, folder)), tell_all=sweep)
+    failures += [failed] if failed else []
+    if sweep:
+        failures = [f"{name}: {' '.join(failure.split())}" for failure in failures]
+        for failure in failures:
+            print(f"job failed: {failure}", file=sys.stderr, flush=True)
+        leave_failures(folder, failures)
+    _failures.extend(failures)
 
 
 def main() -> int:
     """Exit status: 0 done, 2 wrong settings or a failed job (one sentence on stderr), 130 interrupted."""
     register()
     try:
-        sys.argv[1:] = options_first(sys.argv[1:])
-        explain_settings(sys.argv[1:])
+        sys.argv[1:] = with_recipe(options_first(sys.argv[1:]))
+        folders = explain_settings(sys.argv[1:])
+        sweeps = folders if SWEEP & set(sys.argv[1:]) else []
+        for folder in sweeps:
+            forget_failures(folder)
         job()
     except WorldModelError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -111,9 +74,10 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    for failure in _failures:
+    left = [failure for folder in sweeps for failure in collect_failures(folder)]
+    for failure in (failures := list(dict.fromkeys([*_failures, *left]))):
         print(f"error: {failure}", file=sys.stderr)
-    return 2 if _failures else 0
+    return 2 if failures else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,127 @@
+"""What Hydra says about wrong settings, as one sentence with the valid names."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+
+from train.config import STAGES, RecipeStage, RunConfig
+from train.options import DataOptions, SamplerOptions, TrainOptions
+from train.stage_options import StageOptions
+from worldmodel.errors import ConfigError
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+GROUPS = ("stage", "model", "data", "experiment")
+RECIPE = "recipe"
+LAUNCHERS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "slurm": "submitit"}
+
+
+def choices(group: str) -> list[str]:
+    """The values that ``group=`` may take."""
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def values(override: Override) -> list[str]:
+    """The value of an override, or all of a choice sweep."""
+    if override.is_choice_sweep():
+        return [str(v) for v in override.sweep_string_iterator()]
+    return [str(override.value())]
+
+
+def check_choice(override: Override) -> None:
+    """Raise ConfigError for ``stage=codek`` and its like."""
+    group = override.key_or_group
+    if override.is_delete() or group not in (*GROUPS, "hydra/launcher"):
+        return
+    for value in values(override):
+        if group == "hydra/launcher":
+            _check_launcher(value)
+        elif value not in choices(group) and (group, value) not in {
+            ("stage", RECIPE),
+            *(("experiment", n) for n in ("null", "None")),
+        }:
+            raise ConfigError(f"there is no {group}={value}: choose one of {', '.join(choices(group)) or '(none yet)'}")
+
+
+def _check_launcher(value: str) -> None:
+    installed = " ".join(kind.__module__ for kind in Plugins.instance().discover(Launcher))
+    if value in LAUNCHERS and LAUNCHERS[value] not in installed:
+        raise ConfigError(f"hydra/launcher={value} is not installed: pip install -e '.[sweep]'")
+    if value in ("slurm", "submitit_slurm") and shutil.which("srun") is None:
+        raise ConfigError(f"hydra/launcher={value} needs a Slurm cluster (there is no srun here): use joblib on one machine")
+    if value not in ("basic", *LAUNCHERS):
+        raise ConfigError(
+            f"there is no hydra/launcher={value}: choose basic (one job after the other), or one of {', '.join(LAUNCHERS)} "
+            "(pip install -e '.[sweep]')"
+        )
+
+
+def translate(error: Exception, overrides: Sequence[Override]) -> str:
+    """One sentence for what Hydra or OmegaConf raised on composing `overrides`."""
+    text = f"{error} {error.__cause__ or ''}"
+    if "must specify 'stage'" in text:
+        return f"choose what to do: stage={'|'.join(choices('stage'))}, or experiment=NAME for a whole recipe"
+    key = re.search(r"Could not (?:override|append to config|delete from config|delete)[^']*'([^']+)'", text) or re.search(
+        r"full_key: (\S+)", text
+    )
+    unknown = "not in struct" in text or "not in '" in text or "No match in the defaults list" in text
+    if key and unknown:
+        return unknown_key(key.group(1), overrides)
+    if key and error.__cause__ is not None:
+        return f"{key.group(1)}: {flat(error.__cause__)}"
+    return f"the settings do not fit together: {flat(error)}"
+
+
+def stage_kind(overrides: Sequence[Override]) -> type:
+    """The dataclass of the stage that the overrides choose."""
+    stages = [v for o in overrides if o.key_or_group == "stage" for v in values(o)]
+    return {**STAGES, RECIPE: RecipeStage}.get(stages[0], StageOptions) if stages else StageOptions
+
+
+def walk(path: str, overrides: Sequence[Override]) -> tuple[list[str], str, type | None]:
+    """Follow a dotted name: (parts that exist, the part that does not or "", the dataclass it was looked for in)."""
+    kind: type | None = RunConfig
+    seen: list[str] = []
+    for part in path.split("."):
+        if kind is None:
+            return seen, part, None
+        fields = {f.name: f for f in dataclasses.fields(kind)}
+        if part not in fields:
+            return seen, part, kind
+        seen.append(part)
+        if part == "recipe":
+            return seen, "", None  # its parts have names of the user's choice
+        default = fields[part].default_factory
+        kind = default if isinstance(default, type) and dataclasses.is_dataclass(default) else None
+        if seen == ["stage"]:
+            kind = stage_kind(overrides)
+    return seen, "", kind
+
+
+def unknown_key(path: str, overrides: Sequence[Override]) -> str:
+    """The sentence for a setting that does not exist, with the nearest that does."""
+    seen, part, kind = walk(path, overrides)
+    if kind is None:
+        return f"unknown setting {path!r}: {'.'.join(seen)} holds a plain value, it has no parts"
+    names = [f.name for f in dataclasses.fields(kind)]
+    close = difflib.get_close_matches(part, names, n=1)
+    hints = [".".join([*seen, *close])] if close else []
+    if not hints:  # perhaps the name of something one level down: lr for stage.lr
+        places = {"stage": stage_kind(overrides), "train": TrainOptions, "data": DataOptions, "model.sampler": SamplerOptions}
+        hints = [f"{p}.{part}" for p, k in places.items() if part in {f.name for f in dataclasses.fields(k)}]
+    hint = f" (did you mean {hints[0]}?)" if hints else ""
+    return f"unknown setting {path!r}{hint}: valid names{' of ' + '.'.join(seen) if seen else ''} are {', '.join(names)}"
+
+
+def flat(error: BaseException) -> str:
+    """An error's text on one line, without where OmegaConf met it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(line for line in lines if not line.startswith(("full_key", "object_type", "reference_type"))).rstrip(".")
