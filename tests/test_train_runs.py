@@ -15,7 +15,7 @@ from train.monitor import read_metrics
 from train.state import TrainState, load_latest
 
 CODEC = ("stage=codec", "stage.batch=8", "stage.lr=2e-3")
-TIMES = {"seconds", "targets_per_s", "tflops", "share"}
+TIMES = {"seconds", "targets_per_s", "tokens_per_s", "tflops", "share"}
 
 
 @pytest.fixture(scope="module")

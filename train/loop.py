@@ -4,83 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from train import guards
 from train import state as states
-from train.config import RunConfig, TrainingOptions
+from train.distributed import load_whole
+from train.events import Every, budget, stop_signals
 from train.monitor import Averages, Console, MetricsFile, Speed, clock_text, matmul_peak, plot, progress_text, read_metrics
 from train.optim import Ema, Optimisers, learning_rate
+from train.record import DONE
 from train.stages.base import Context, Progress, Stage
 from worldmodel.errors import ConfigError, WorldModelError
 
 
 class DivergedError(WorldModelError):
     """Training produced numbers that are not finite."""
-
-
-@dataclass
-class Budget:
-    """When a run is over: after `steps` optimiser steps or `minutes` on its training clock, whichever is first."""
-
-    steps: int | None
-    minutes: float | None
-
-    def spent(self, step: int, seconds: float) -> float:
-        """Share in [0, 1] of the budget that is used up."""
-        by_steps = step / self.steps if self.steps else 0.0
-        by_clock = seconds / (60 * self.minutes) if self.minutes else 0.0
-        return min(1.0, max(by_steps, by_clock))
-
-
-@dataclass
-class Every:
-    """An event that is due every so many steps or minutes."""
-
-    steps: int
-    minutes: float
-    last_seconds: float = field(default=0.0)
-
-    def due(self, step: int, seconds: float) -> bool:
-        due = bool(self.steps and step % self.steps == 0) or bool(self.minutes and seconds - self.last_seconds >= 60 * self.minutes)
-        if due:
-            self.last_seconds = seconds
-        return due
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Inside, the first Ctrl-C or SIGTERM only fills the list; a second Ctrl-C interrupts at once."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # a sweep launcher's thread: signals go to the main one
-        yield caught
-        return
-
-    def remember(number: int, _frame: Any) -> None:
-        if caught and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    old = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def budget(config: RunConfig, options: TrainingOptions) -> Budget:
-    """From the top-level ``steps=`` and ``minutes=``, or else the stage's own number of steps."""
-    steps = config.steps if config.steps is not None or config.minutes is not None else options.steps
-    return Budget(steps, config.minutes)
 
 
 class Loop:
@@ -97,6 +39,7 @@ class Loop:
         )
         self.step, self.seconds, self.targets = 0, 0.0, 0
         self._pending = dict.fromkeys(self.modules, 0)
+        self._sound: int | None = None  # newest step whose rollouts passed the guards
         self._averages = Averages()
         self._resume()
         self._checkpoint = Every(self.config.train.checkpoint_steps, self.config.train.checkpoint_minutes, self.seconds)
@@ -120,7 +63,7 @@ class Loop:
                 f"{self.context.folder} holds a run of another stage, model size or optimiser: choose another name= or delete it"
             )
         for name, module in self.modules.items():
-            module.load_state_dict(saved.modules[name])
+            load_whole(module, saved.modules[name])
             self.optimisers[name].load_state_dict(saved.optimisers[name])
             if name in self.emas and name in saved.ema:
                 self.emas[name].load_state_dict(saved.ema[name])
@@ -129,20 +72,20 @@ class Loop:
         self.console.say(f"resumed {self.context.folder} at step {self.step} ({clock_text(self.seconds)} of training)")
 
     def save(self) -> None:
-        """Write a checkpoint (rank 0)."""
-        if not self.ranks.main:
-            return
+        """Write a checkpoint (rank 0; all ranks must call it). It is the same file whatever the number of processes."""
+        gather = self.ranks.gather
         state = states.TrainState(
             step=self.step,
             seconds=self.seconds,
             targets=self.targets,
             fits=self._fits(),
-            modules={n: m.state_dict() for n, m in self.modules.items()},
-            ema={n: e.state_dict() for n, e in self.emas.items()},
-            optimisers={n: o.state_dict() for n, o in self.optimisers.items()},
-            stage=self.stage.extra_state(),
+            modules={n: gather(m.state_dict()) for n, m in self.modules.items()},
+            ema={n: gather(e.state_dict()) for n, e in self.emas.items()},
+            optimisers={n: gather(o.state_dict()) for n, o in self.optimisers.items()},
+            stage=gather(self.stage.extra_state()),
         )
-        states.save(self.context.folder / "state", state, self.config.train.keep)
+        if self.ranks.main:
+            states.save(self.context.folder / "state", state, self.config.train.keep, self._sound)
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -159,7 +102,7 @@ class Loop:
             self._pending[update.target] += 1
             if self._pending[update.target] == self.options.accumulate:
                 self._pending[update.target] = 0
-                self._apply(update.target, lr)
+                self._apply(update.target, lr * self.stage.rate(update.target, self.step))
         assert not any(self._pending.values()), "a stage must yield `accumulate` updates per optimiser step"
         return seen
 
@@ -187,7 +130,7 @@ class Loop:
         fraction = self.budget.spent(self.step, self.seconds)
         lr = learning_rate(self.options, self.step, fraction)
         row = {"step": self.step, "seconds": self.seconds, "targets": self.targets, **means, "lr": lr, **speed.take()}
-        row["targets_per_s"] *= self.ranks.world
+        row |= {n: row[n] * self.ranks.world for n in ("targets_per_s", "tokens_per_s") if n in row}
         if metrics is not None:
             metrics.write(row)
         remaining = self.seconds * (1 / fraction - 1) if fraction > 0 else 0.0
@@ -196,21 +139,53 @@ class Loop:
     def _progress(self) -> Progress:
         return Progress(self.step, self.targets, self.seconds)
 
-    def show(self, metrics: MetricsFile, final: bool) -> None:
-        """Held-out numbers, an export, a sample sheet and fresh plots, all with the averaged weights."""
+    def show(self, metrics: MetricsFile | None, final: bool) -> None:
+        """Held-out numbers, an export, a sample sheet and fresh plots, all with the averaged weights. All ranks must call it.
+
+        Raises CollapsedError.
+        """
+        collapsed = ""
         with ExitStack() as stack:
             for ema in self.emas.values():
                 stack.enter_context(ema.applied())
+            stack.enter_context(self.ranks.whole())
             stack.enter_context(torch.no_grad())
-            held_out = self.stage.validate()
-            exported = self.stage.export(self._progress(), final)
-            sheets = self.context.folder / "samples"
-            sheets.mkdir(exist_ok=True)
-            self.stage.sheet(sheets / f"step-{self.step:09d}.png", exported)
-        metrics.write({"step": self.step, "seconds": self.seconds, **held_out})
-        plot(read_metrics(metrics.path), self.context.folder / "plots", self.context.report)
-        numbers = " · ".join(f"{n} {v:.4g}" for n, v in held_out.items())
-        self.console.say(f"step {self.step}: {numbers}" + (f" · exported to {exported}" if exported else ""))
+            if metrics is not None:
+                collapsed = self._measure(metrics)
+                if not collapsed:
+                    self._publish(final)
+        if self.ranks.any(bool(collapsed)):
+            raise guards.CollapsedError(collapsed or "the rollouts have collapsed (rank 0 says how)")
+
+    def _measure(self, metrics: MetricsFile) -> str:
+        """Write held-out numbers, warn of what looks wrong; returns why the run must stop, "" if it need not."""
+        numbers = {**self.stage.validate(), **(self.stage.rollout_statistics() or {})}
+        metrics.write({"step": self.step, "seconds": self.seconds, **numbers})
+        self.console.say(f"step {self.step}: " + " · ".join(f"{n} {v:.4g}" for n, v in numbers.items()))
+        rows = read_metrics(metrics.path)
+        plot(rows, self.context.folder / "plots", self.context.report)
+        self._sound = guards.sound_step(rows)
+        collapse = guards.collapse(rows, self.options.kind, trained=bool(self.config.init))
+        if collapse is not None and collapse.fatal and self.config.train.stop_on_collapse:
+            return f"{collapse.text}. {self._go_back()}; train.stop_on_collapse=false trains on all the same"
+        for finding in (collapse, guards.critic_lags(rows)):
+            if finding is not None:
+                self.console.say(f"warning: {finding.text}")
+        return ""
+
+    def _go_back(self) -> str:
+        """Set the checkpoints behind the last good check aside."""
+        left = states.set_aside(self.context.folder / "state", self._sound or 0)
+        start = "anew" if left is None else f"from the checkpoint of step {left}"
+        return f"The same command starts {start}, later checkpoints are set aside as state/*.collapsed"
+
+    def _publish(self, final: bool) -> None:
+        exported = self.stage.export(self._progress(), final)
+        if exported is not None:
+            self.console.say(f"exported to {exported}")
+        sheets = self.context.folder / "samples"
+        sheets.mkdir(exist_ok=True)
+        self.stage.sheet(sheets / f"step-{self.step:09d}.png", exported)
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
@@ -220,10 +195,13 @@ class Loop:
             self.console.say(
                 f"{self.context.folder} is finished ({self.step} steps): raise steps= or minutes= to go on, or choose another name="
             )
+            if not (self.context.folder / DONE).is_file():  # killed between its last step and its last export
+                self.show(MetricsFile(self.context.folder / "metrics.jsonl", self.step) if self.ranks.main else None, final=True)
             return
         metrics = MetricsFile(self.context.folder / "metrics.jsonl", self.step) if self.ranks.main else None
+        self._sound = guards.sound_step(read_metrics(metrics.path)) if metrics is not None else None
         peak = matmul_peak(self.ranks.device, self.context.dtype)
-        speed = Speed(self.stage.flops(), peak)
+        speed = Speed(self.stage.flops(), peak, self.stage.tokens)
         self._announce(peak)
         self._base = time.perf_counter() - self.seconds
         with stop_signals() as caught:
@@ -240,8 +218,7 @@ class Loop:
                     self.console.say(f"stopped at step {self.step}; the checkpoint is written, run the same command to go on")
                     raise KeyboardInterrupt
         self.save()
-        if metrics is not None:
-            self.show(metrics, final=True)
+        self.show(metrics, final=True)
         self.console.say(f"finished {self.context.folder}: {self.step} steps, {self.targets} targets, {clock_text(self.seconds)}")
 
     def _events(self, metrics: MetricsFile | None, speed: Speed, stop: bool) -> None:
@@ -255,7 +232,7 @@ class Loop:
         start = time.perf_counter()
         if checkpoint:
             self.save()
-        if sample and metrics is not None:
+        if sample:
             self.show(metrics, final=False)
         speed.pause(time.perf_counter() - start)
 
@@ -275,7 +252,7 @@ class Loop:
 def fit(stage: Stage, context: Context, console: Console) -> Path:
     """Train `stage` in the run folder of `context`, going on from the newest checkpoint there; returns the folder.
 
-    Raises DivergedError, ConfigError, CheckpointError; KeyboardInterrupt (after a checkpoint) on Ctrl-C and SIGTERM.
+    Raises DivergedError, CollapsedError, ConfigError, CheckpointError; on Ctrl-C and SIGTERM KeyboardInterrupt, after a checkpoint.
     """
     Loop(stage, context, console).run()
     context.ranks.barrier()

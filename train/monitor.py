@@ -99,8 +99,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class Speed:
     """Work done per second of training since the last reading; time spent on checkpoints and samples is not counted."""
 
-    def __init__(self, flops: float, peak: float) -> None:
-        self.flops, self.peak = flops, peak
+    def __init__(self, flops: float, peak: float, tokens: int = 0) -> None:
+        """flops: of one step. tokens: per target (0: tokens are not counted)."""
+        self.flops, self.peak, self.tokens = flops, peak, tokens
         self._start, self._paused, self._targets, self._steps = time.perf_counter(), 0.0, 0, 0
 
     def count(self, targets: int) -> None:
@@ -111,11 +112,13 @@ class Speed:
         self._paused += seconds
 
     def take(self) -> dict[str, float]:
-        """targets_per_s, tflops and share (of the measured matmul peak) of one process."""
+        """targets_per_s, tokens_per_s, tflops and share (of the measured matmul peak) of one process."""
         now = time.perf_counter()
         seconds = max(now - self._start - self._paused, 1e-9)
         tflops = self.flops * self._steps / seconds / 1e12
         row = {"targets_per_s": self._targets / seconds, "tflops": tflops, "share": tflops * 1e12 / self.peak}
+        if self.tokens:
+            row["tokens_per_s"] = row["targets_per_s"] * self.tokens
         self._start, self._paused, self._targets, self._steps = now, 0.0, 0, 0
         return row
 
@@ -159,6 +162,7 @@ def progress_text(row: dict[str, Any], fraction: float, remaining: float, total_
         f"loss {row['loss']:.4f}",
         f"{rate_text(row['targets_per_s'])} targets/s",
     ]
+    parts += [f"{rate_text(row['tokens_per_s'])} tokens/s"] if "tokens_per_s" in row else []
     parts.append(f"{row['tflops']:.3g} TFLOP/s = {100 * row['share']:.0f} % of matmul peak")
     parts += [f"lr {row['lr']:.2g}", f"ETA {clock_text(remaining)}"]
     return " · ".join(parts)
@@ -170,10 +174,10 @@ def plot(rows: list[dict[str, Any]], folder: Path, warn: Callable[[str], None]) 
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    known = {"step", "seconds", "targets", "lr", "grad_norm", "targets_per_s", "tflops", "share"}
+    known = {"step", "seconds", "targets", "lr", "grad_norm", "targets_per_s", "tokens_per_s", "tflops", "share"}
     names = sorted({k for row in rows for k, v in row.items() if k not in known and isinstance(v, float | int)})
     groups = {"loss": [n for n in names if "loss" in n], "quality": [n for n in names if "loss" not in n]}
-    groups |= {"speed": ["targets_per_s"], "optimiser": ["lr", "grad_norm"]}
+    groups |= {"speed": ["targets_per_s", "tokens_per_s"], "optimiser": ["lr", "grad_norm"]}
     for title, members in groups.items():
         drawn = [(n, [(r["step"], r[n]) for r in rows if isinstance(r.get(n), float | int)]) for n in members]
         drawn = [(n, points) for n, points in drawn if points]

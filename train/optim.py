@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from train.config import Optimizer, Schedule, TrainingOptions
+from train.distributed import local, shard_like
+from train.options import Optimizer, Schedule
+from train.stage_options import TrainingOptions
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -36,7 +39,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose matrix updates are orthogonalised (Muon), scaled to the RMS of an AdamW update so that both share one rate.
 
     Like torch.optim.Muon with ``adjust_lr_fn="match_rms_adamw"``, but matrices of one shape go through as one batch: a small
-    transformer has dozens, and one kernel launch for each would dominate its step.
+    transformer has dozens, and one kernel launch for each would dominate its step. The iteration needs whole matrices: of sharded
+    ones it gathers the update, and every rank keeps its part of the result.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
@@ -56,13 +60,23 @@ class Muon(torch.optim.Optimizer):
                 self._step(same, group)
 
     def _step(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [p.grad for p in params if p.grad is not None]
-        buffers = [self.state[p]["momentum"] for p in params]
+        gradients = local(p.grad for p in params if p.grad is not None)
+        buffers = local(self.state[p]["momentum"] for p in params)
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
-        update = orthogonalise(torch.stack(nesterov)).to(params[0].dtype)
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, list(update.unbind()), alpha=-group["lr"] * 0.2 * math.sqrt(max(params[0].shape)))
+        whole = [_gathered(part, p) for part, p in zip(nesterov, params, strict=True)]
+        update = orthogonalise(torch.stack(whole)).to(params[0].dtype)
+        mine = local(shard_like(u, p) for u, p in zip(update.unbind(), params, strict=True))
+        parts = local(params)
+        torch._foreach_mul_(parts, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parts, mine, alpha=-group["lr"] * 0.2 * math.sqrt(max(params[0].shape)))
+
+
+def _gathered(part: Tensor, like: Tensor) -> Tensor:
+    """The whole of which `part` is this rank's share, `like` telling the layout."""
+    if not isinstance(like, DTensor):
+        return part
+    return DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()).full_tensor()
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
@@ -95,6 +109,7 @@ class Optimisers:
     def step(self, lr: float, clip: float) -> Tensor:
         """One update at rate `lr` with gradients clipped to norm `clip`; returns the norm before clipping, on the device."""
         norm = nn.utils.clip_grad_norm_(self.parameters, clip, foreach=True)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = lr
@@ -106,8 +121,11 @@ class Optimisers:
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Of whole tensors, as a gathered `state_dict` has them."""
         for part, saved in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(saved)
+            params = [p for group in part.param_groups for p in group["params"]]
+            mine = {i: {n: shard_like(v, params[i]) for n, v in values.items()} for i, values in saved["state"].items()}
+            part.load_state_dict({**saved, "state": mine})
 
 
 def learning_rate(options: TrainingOptions, step: int, progress: float) -> float:
@@ -123,7 +141,7 @@ def learning_rate(options: TrainingOptions, step: int, progress: float) -> float
 
 
 class Ema:
-    """Exponential moving average of a module's parameters and float buffers, in fp32 on the module's device."""
+    """Exponential moving average of a module's parameters and float buffers, in fp32, placed and sharded as they are."""
 
     def __init__(self, module: nn.Module, decay: float, every: int) -> None:
         self.decay, self.every = decay, every
@@ -137,24 +155,22 @@ class Ema:
         if (step + 1) % self.every:
             return
         decay = min(self.decay**self.every, 1 - 10 / (step + 10)) if step >= 10 else 0.0
-        live = [self._live[n].detach() for n in self._names]
-        torch._foreach_lerp_(self.shadow, [t.float() for t in live], 1 - decay)
+        torch._foreach_lerp_(local(self.shadow), [t.float() for t in local(self._live.values())], 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(zip(self._names, self.shadow, strict=True))
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, mine in zip(self._names, self.shadow, strict=True):
-            mine.copy_(state[name])
+            mine.copy_(shard_like(state[name], mine))
 
     @contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
         """Inside the block the module has the averaged weights; afterwards its own again, bit for bit."""
-        live = [self._live[n].detach() for n in self._names]
-        kept = [t.clone() for t in live]
-        torch._foreach_copy_(live, self.shadow)
+        kept = [t.clone() for t in local(self._live.values())]
+        torch._foreach_copy_(local(self._live.values()), local(self.shadow))
         try:
             yield
         finally:
-            torch._foreach_copy_(live, kept)
+            torch._foreach_copy_(local(self._live.values()), kept)

@@ -57,8 +57,15 @@ def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
 
 
-def save(folder: Path, state: TrainState, keep: int) -> Path:
-    """Write ``folder/step-N.pt`` atomically and remove all but the newest `keep`. Raises OSError (for example a full disk)."""
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
+def save(folder: Path, state: TrainState, keep: int, sound: int | None = None) -> Path:
+    """Write ``folder/step-N.pt`` atomically and remove all but the newest `keep`. Raises OSError (for example a full disk).
+
+    sound: newest step whose weights are known to be good; the newest checkpoint up to there is kept, too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".step-*.tmp"):
         leftover.unlink(missing_ok=True)
@@ -76,9 +83,20 @@ def save(folder: Path, state: TrainState, keep: int) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(folder)
+    proven = [p for p in _files(folder) if sound is not None and _step(p) <= sound][-1:]
     for old in _files(folder)[:-keep]:
-        old.unlink(missing_ok=True)
+        if old not in proven:
+            old.unlink(missing_ok=True)
     return path
+
+
+def set_aside(folder: Path, sound: int) -> int | None:
+    """Rename the checkpoints behind step `sound` to ``*.collapsed``, which no run reads; returns the newest step left, if any."""
+    for path in _files(folder):
+        if _step(path) > sound:
+            path.replace(path.with_name(f"{path.name}.collapsed"))
+    left = _files(folder)
+    return _step(left[-1]) if left else None
 
 
 def _sync_folder(folder: Path) -> None:
