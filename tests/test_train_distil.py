@@ -117,7 +117,7 @@ def test_a_student_of_a_gaussian_reaches_its_mean_and_spread(home: Path) -> None
     def samples(sigmas: list[float]) -> Tensor:
         fresh = torch.Generator().manual_seed(6)
 
-        def velocity(x: Tensor, sigma: float) -> Tensor:
+        def velocity(x: Tensor, sigma: float, end: float) -> Tensor:
             return student(x, torch.full((len(x), 1), sigma))
 
         with torch.no_grad():

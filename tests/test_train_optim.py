@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from train.config import Optimizer, Schedule, TrainingOptions
 from train.objectives import bell_weight, flow_matching, psnr, reconstruction
 from train.optim import Ema, Muon, Optimisers, learning_rate, orthogonalise
+from train.options import Optimizer, Schedule
+from train.stage_options import TrainingOptions
 from worldmodel.diffusion import bell_weights, shifted_grid
 
 

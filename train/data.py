@@ -157,12 +157,12 @@ def encode_latents(
     """
     final = data.folder / f"latents-{codec_digest}.npy"
     if final.is_file():
-        return _finished(final, len(data.frames))
+        return open_array(final, len(data.frames))
     part, mark = final.with_suffix(".part"), final.with_suffix(".done")
     total, size = len(data.frames), ENCODE_BATCH[device.type]
     one = encode(torch.from_numpy(np.array(data.frames[:1])).to(device))
     shape = (total, *one.shape[1:])
-    array, done = _begun(part, mark, shape)
+    array, done = begin_array(part, mark, shape)
     told = done
     for start in range(done, total, size):
         pixels = torch.from_numpy(np.array(data.frames[start : start + size])).to(device)
@@ -176,20 +176,20 @@ def encode_latents(
     del array
     part.replace(final)
     mark.unlink(missing_ok=True)
-    return _finished(final, total)
+    return open_array(final, total)
 
 
-def _finished(path: Path, count: int) -> np.ndarray:
+def open_array(path: Path, count: int) -> np.ndarray:
     try:
         latents = np.load(path, mmap_mode="r")
-        if latents.ndim != 4 or len(latents) != count:
+        if latents.ndim < 4 or len(latents) != count:
             raise ValueError(f"its shape is {latents.shape}, the data set has {count} frames")
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"the cache {path} is damaged ({error}): delete it, it is made again") from error
     return latents
 
 
-def _begun(part: Path, mark: Path, shape: tuple[int, ...]) -> tuple[np.memmap, int]:
+def begin_array(part: Path, mark: Path, shape: tuple[int, ...]) -> tuple[np.memmap, int]:
     """What a killed encoding left and how many items of it are done; a new array where nothing usable is left."""
     try:
         done = int(mark.read_text())

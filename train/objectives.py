@@ -47,6 +47,33 @@ def endpoint_regression(clean: Tensor, endpoint: Tensor, mask: Tensor) -> Tensor
     return _frame_errors(clean, endpoint, mask)
 
 
+def distribution_gradient(made: Tensor, fake_clean: Tensor, real_clean: Tensor, mask: Tensor) -> Tensor:
+    """Distribution matching (DMD), the direction in which samples must not move: (fake - real) / mean |made - real|, per clip.
+
+    fake_clean, real_clean: clean predictions of critic and teacher for the same noised samples. The mean is over valid frames; a
+    clip that the teacher would leave exactly as it is gives 0.
+    """
+    valid = mask[..., None, None, None].to(made.dtype)
+    entries = valid.sum(dim=(1, 2, 3, 4)) * made[0, 0].numel()
+    scale = ((made - real_clean).abs() * valid).sum(dim=(1, 2, 3, 4)) / entries.clamp(min=1)
+    return torch.nan_to_num((fake_clean - real_clean) / scale.clamp(min=1e-8)[:, None, None, None, None])
+
+
+def distribution_matching(made: Tensor, gradient: Tensor, mask: Tensor) -> Tensor:
+    """A loss whose gradient in `made` is `gradient` (over the number of entries): mean (made - sg(made - gradient))^2 / 2."""
+    return 0.5 * _frame_errors(made, (made - gradient).detach(), mask)
+
+
+def flow_map_target(velocity: Tensor, slope: Tensor, gap: Tensor) -> Tensor:
+    """Average velocity that a flow map u(x, t, r) must have (arXiv 2605.13724): v - (t - r) du/dt; gap = t - r, (B,T)."""
+    return (velocity - gap[..., None, None, None] * slope).detach()
+
+
+def beta_weight(sigma: Tensor) -> Tensor:
+    """Loss weight sigma (1 - sigma)^0.5 of the flow map, mean 1 over an even sigma (its integral is 4/15)."""
+    return sigma * (1 - sigma).clamp(min=0).sqrt() * (15 / 4)
+
+
 def picture_gradients(a: Tensor, b: Tensor) -> Tensor:
     """L1 between the finite differences of two pictures (N,3,H,W): keeps edges that L1 alone blurs."""
     d = a - b

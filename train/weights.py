@@ -87,18 +87,24 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def load_network(path: str, module: torch.nn.Module, target: str = "model") -> None:
-    """Start `module` from a run (its newest averaged weights) or from a world folder. Raises ConfigError or CheckpointError."""
+def load_network(path: str, module: torch.nn.Module, target: str = "model", key: str = "init") -> None:
+    """Start `module` from a run (its newest averaged weights) or from a world folder. Raises ConfigError or CheckpointError.
+
+    key: the setting that `path` came from, for messages. A flow map takes the embedding of a step's end from that of its start
+    where the weights have none.
+    """
     folder = Path(path)
     saved = states.load_latest(folder / "state", lambda text: None) if (folder / "state").is_dir() else None
     if saved is not None and target in saved.modules:
         tensors = {**saved.modules[target], **saved.ema.get(target, {})}
     else:
-        tensors = _read(_exported(path, "model.safetensors", "init") / "model.safetensors")
+        tensors = _read(_exported(path, "model.safetensors", key) / "model.safetensors")
+    if any(name.startswith("end_noise.") for name in module.state_dict()):
+        tensors = {f"end_{n}": t for n, t in tensors.items() if n.startswith("noise.")} | tensors
     try:
         module.load_state_dict({k: v.float() for k, v in tensors.items()})
     except RuntimeError as error:
-        raise ConfigError(f"init={path} is a network of another shape: give the model.dit options it was trained with") from error
+        raise ConfigError(f"{key}={path} is a network of another shape: give the model.dit options it was trained with") from error
 
 
 def _export(folder: Path, description: str, data: dict[str, Any], tensors: dict[str, Tensor]) -> Path:

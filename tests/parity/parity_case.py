@@ -67,8 +67,7 @@ def load_cases(folder: Path) -> list[Case]:
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     files = {name: info["file"] for name, info in index["weights"].items()}
     cases = [Case(name, folder, settings, files) for name, settings in index["cases"].items()]
-    # distribution matching, with its recorded random draws, waits for its stage
-    return [case for case in cases if case.group not in OTHER_GROUPS and "draw_kinds" not in case.settings]
+    return [case for case in cases if case.group not in OTHER_GROUPS]
 
 
 def compare(case: Case, name: str, ours: Tensor) -> tuple[float, float]:

@@ -39,7 +39,7 @@ def _velocity(
     return model(noisy, t.double() / 1000, text=text, cameras=cameras, clean=clean, clean_sigma=clean_sigma, layout=layout)
 
 
-def _gradients(case: Case, model: DiT, loss: Tensor) -> Results:
+def gradients(case: Case, model: DiT, loss: Tensor) -> Results:
     """Gradients by their public names, in the recorded shapes, and their global norm."""
     loss.backward()
     named = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in model.named_parameters()}
@@ -76,7 +76,7 @@ def consistency_distillation(case: Case) -> Results:
     loss = consistency(made, target, everywhere)
     each = torch.stack([consistency(made[i : i + 1], target[i : i + 1], everywhere[:1]) for i in range(len(clean))])
     results = {"latent_t_next": nearer, "student_x0": made, "ema_x0": target, "loss": loss, "loss_per_sample": each}
-    return {name: value.detach() for name, value in (results | _gradients(case, student, loss)).items()}
+    return {name: value.detach() for name, value in (results | gradients(case, student, loss)).items()}
 
 
 def flow_matching_stage(case: Case) -> Results:
@@ -99,7 +99,7 @@ def flow_matching_stage(case: Case) -> Results:
     everywhere = torch.ones(t.shape, dtype=torch.bool)
     loss = flow_matching(velocity, velocity_target(clean, noise), everywhere, grid.weight_at(t))
     results = {"loss": loss, "x0_pred": grid.to_clean(noisy, velocity, t)}
-    return {name: value.detach() for name, value in (results | _gradients(case, model, loss)).items()}
+    return {name: value.detach() for name, value in (results | gradients(case, model, loss)).items()}
 
 
 def ode_regression(case: Case) -> Results:
@@ -112,4 +112,4 @@ def ode_regression(case: Case) -> Results:
     made = grid.to_clean(noisy, _velocity(case, model, noisy, t, model.text_states(x["context"]), context), t)
     loss = endpoint_regression(made, target, t > 0)
     results = {"loss": loss, "x0_pred": made}
-    return {name: value.detach() for name, value in (results | _gradients(case, model, loss)).items()}
+    return {name: value.detach() for name, value in (results | gradients(case, model, loss)).items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import parity_dmd
 import torch
 from parity_case import Case
 from parity_losses import consistency_distillation, flow_matching_stage, ode_regression
@@ -28,6 +29,8 @@ def run(case: Case) -> Results:
     """Which kind of case it is, is told by what was recorded."""
     inputs = set(case.tensors)
     losses: list[tuple[bool, Callable[[Case], Results]]] = [
+        ("kl_grad" in inputs, parity_dmd.generator),
+        ("draw_kinds" in case.settings, parity_dmd.critic),
         ("timestep_idx" in inputs, consistency_distillation),
         ("ode_latent" in inputs, ode_regression),
         ("index_raw" in inputs, flow_matching_stage),
@@ -154,7 +157,7 @@ def few_step_rollout(case: Case) -> Results:
         noise = x["noise"][:, block]
         timestep = {grid.sigma_at(torch.tensor(t)).item(): t for t in (first if i == 0 else steps)}
         clean = sample(
-            lambda noisy, sigma, timestep=timestep: player.call("cond", noisy, timestep[sigma], grid),
+            lambda noisy, sigma, end, timestep=timestep: player.call("cond", noisy, timestep[sigma], grid),
             noise,
             list(timestep),
             "consistency",

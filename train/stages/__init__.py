@@ -25,4 +25,28 @@ def build(context: Context) -> Stage:
         from train.stages.causal_cd import CausalConsistency
 
         return CausalConsistency(context)
+    if kind == "causal_ode":
+        from train.stages.causal_ode import CausalOde
+
+        return CausalOde(context)
+    if kind == "tcm":
+        from train.stages.tcm import TruncatedConsistency
+
+        return TruncatedConsistency(context)
+    if kind == "apex":
+        from train.stages.apex import Apex
+
+        return Apex(context)
+    if kind == "dmd":
+        from train.stages.dmd import DistributionMatching
+
+        return DistributionMatching(context)
+    if kind in ("self_forcing", "causvid"):
+        from train.stages.ode_then_dmd import OdeThenDmd
+
+        return OdeThenDmd(context)
+    if kind == "anyflow":
+        from train.stages.anyflow import AnyFlow
+
+        return AnyFlow(context)
     raise ConfigError(f"stage {kind!r} is not one that trains")

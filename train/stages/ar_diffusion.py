@@ -1,4 +1,4 @@
-"""Stage 1: autoregressive diffusion by teacher forcing (method.md 1.2).
+"""Stage 1: autoregressive diffusion by teacher forcing (method.md 1.2), or by diffusion forcing.
 
 The sequence is [clean | noisy]; each chunk of noisy frames has its own noise level and sees itself and the clean frames before it.
 At play time the context is the network's own, imperfect work. Two things prepare it. In a share of the clips the clean half is
@@ -14,15 +14,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from train.config import ArDiffusionStage
 from train.data import ClipBatch, Draws
+from train.distributed import Ranks
 from train.export import export_run
+from train.options import Forcing
+from train.rollout import commit, compare_rollouts, self_rollout
 from train.sheets import rollout_sheet
+from train.stage_options import ArDiffusionStage
 from train.stages.base import Progress
 from train.stages.flow import FlowMatching
+from train.student import Student
 from worldmodel.diffusion import add_noise, euler_sigmas, sample
 from worldmodel.models.attention import Layout
 
+ROLLOUTS = 16
 REAL_FRAMES = 4  # of every clip, where the past is too short to say what comes
 
 
@@ -31,8 +36,11 @@ class ArDiffusion(FlowMatching):
 
     @property
     def layout(self) -> Layout:
-        sampler = self.context.config.model.sampler
-        return Layout.teacher_forcing(sampler.chunk, sampler.window)
+        sampler, options = self.context.config.model.sampler, self.options
+        assert isinstance(options, ArDiffusionStage)
+        if options.forcing is Forcing.diffusion:
+            return Layout.causal(sampler.chunk, sampler.window, sink=sampler.sink)
+        return Layout.teacher_forcing(sampler.chunk, sampler.window, sampler.sink)
 
     def sigma(self, draws: Draws, frames: int) -> Tensor:
         chunk = self.context.config.model.sampler.chunk
@@ -41,6 +49,8 @@ class ArDiffusion(FlowMatching):
     def clean_context(self, batch: ClipBatch, draws: Draws) -> dict[str, Tensor]:
         options = self.options
         assert isinstance(options, ArDiffusionStage)
+        if options.forcing is Forcing.diffusion:
+            return {}  # the context is the noisy clip itself
         frames = batch.latent.shape[1]
         noised = draws.uniform("context_choice", 1) < options.context_noise_prob
         sigma = torch.where(noised, draws.uniform("context_sigma", frames) * options.context_noise_max, 0.0)
@@ -50,12 +60,12 @@ class ArDiffusion(FlowMatching):
     @torch.no_grad()
     def _own_context(self, batch: ClipBatch, draws: Draws) -> Tensor:
         """Context latents (B,T,C,H,W): real, or made by the network from the context of the round before."""
-        options, sampler, context = self.options, self.context.config.model.sampler, batch.latent
+        options, sampler, context = self.options, self.sampler(), batch.latent
         assert isinstance(options, ArDiffusionStage)
         shape, kept = context.shape, min(REAL_FRAMES, context.shape[1])
         for own_round in range(draws.shared("own_rounds", options.own_rounds + 1)):
 
-            def denoise(noisy: Tensor, sigma: float, clean: Tensor = context) -> Tensor:
+            def denoise(noisy: Tensor, sigma: float, end: float, clean: Tensor = context) -> Tensor:
                 levels = torch.full(shape[:2], sigma, device=noisy.device)
                 with self.context.autocast():
                     return self.model(noisy, levels, actions=batch.action, layout=self.layout, clean=clean).float()
@@ -67,14 +77,40 @@ class ArDiffusion(FlowMatching):
             context = torch.cat((batch.latent[:, :kept], made[:, kept:]), dim=1)
         return context
 
+    @torch.no_grad()
+    def rollout_statistics(self) -> dict[str, float] | None:
+        """Held-out rollouts of the current weights by the game's sampler, latents against the real ones: spread, motion, gain in dB
+        over repeating the last real frame (first 8 dreamed frames)."""
+        sampler, frames = self.sampler(), self.options.clip_frames
+        context = max(frames // 3 // sampler.chunk, 1) * sampler.chunk
+        clips = self.held_out.batch(self.held_out.sampler.spread(ROLLOUTS))
+        draws = Draws(0, 0, 0, Ranks(0, 1, self.context.device), ROLLOUTS)
+        student = Student(self.model, self.context, self.latent_shape, sampler, ROLLOUTS, graphs=False)
+        student.begin(clips.action)
+        for start in range(0, context, sampler.chunk):
+            block = slice(start, start + sampler.chunk)
+            commit(student.denoise, student.cache, clips.latent[:, block], block, sampler.context_sigma)
+        noise = draws.normal("noise", *clips.latent.shape[1:])
+        made = self_rollout(
+            student.denoise,
+            student.cache,
+            noise,
+            lambda _: euler_sigmas(sampler.steps, sampler.shift),
+            lambda number, step: draws.normal(f"renoise_{number}_{step}", sampler.chunk, *clips.latent.shape[2:]),
+            start=context,
+            kind=sampler.kind,
+            context_sigma=sampler.context_sigma,
+        )
+        return compare_rollouts(made, clips.latent[:, context:], clips.latent[:, context - 1 : context])
+
     def flops(self) -> float:
         options = self.options
         assert isinstance(options, ArDiffusionStage)
         return super().flops() * (1 + options.own_rounds / 2 * self.context.config.model.sampler.steps / 3)
 
     def sheet(self, path: Path, exported: Path | None) -> None:
-        """Held-out frames above one-step predictions, and above a rollout, made by the session that also plays the world."""
-        if exported is not None and self.sampler().chunk == 1:  # the session plays frame by frame
+        """Held-out frames above a rollout and above one-step predictions of the exported world."""
+        if exported is not None:
             rollout_sheet(path, exported, self.data, self.context.device)
 
     def export(self, progress: Progress, final: bool) -> Path | None:

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.config import Precision, RunConfig, Switch, TrainingOptions
+from train.config import RunConfig
 from train.data import Draws
 from train.distributed import Ranks
+from train.options import Precision, Switch
+from train.stage_options import TrainingOptions
 from train.unpack import Report
 from worldmodel.runtime import cpu_has_bf16
 
@@ -68,7 +70,9 @@ class Context:
         return torch.bfloat16 if wanted is Precision.bf16 else torch.float32
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16)
+        """For forward passes. Sharded weights are not to be cached: whole copies of them would pile up."""
+        on, sharded = self.dtype is torch.bfloat16, self.config.train.fsdp
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=on, cache_enabled=not sharded)
 
     @property
     def compiled(self) -> bool:
@@ -89,8 +93,11 @@ def _fast_bf16(device: torch.device) -> bool:
 class Stage(ABC):
     """One way to train. The loop owns optimisers, averages, clocks and files; a stage owns networks, data and losses.
 
-    `validate`, `sheet` and `export` are called with the averaged weights in place, on rank 0 only.
+    `validate`, `rollout_statistics`, `sheet` and `export` are called with the averaged weights in place, on rank 0 only, where
+    sharded networks are whole meanwhile. tokens: of the transformer, per target (0: there is none).
     """
+
+    tokens: int = 0
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -107,9 +114,24 @@ class Stage(ABC):
     def flops(self) -> float:
         """Floating-point operations, forward and backward, of one step on this rank (2 per multiply-add)."""
 
+    def rate(self, target: str, step: int) -> float:
+        """Learning rate of a target at a step as a share of ``stage.lr``."""
+        return 1.0
+
+    def costs(self) -> dict[str, float]:
+        """What the run took beside its steps: prepare_seconds, prepare_flops, stored_bytes."""
+        return {}
+
     def validate(self) -> dict[str, float]:
         """Numbers on held-out episodes, the same draws every time."""
         return {}
+
+    def rollout_statistics(self) -> dict[str, float] | None:
+        """Own rollouts against held-out clips, for train.guards: rollout_std and rollout_motion, ratios. None: does not roll out.
+
+        rollout_std: standard deviation of the latents. rollout_motion: mean absolute change between successive latents.
+        """
+        return None
 
     def sheet(self, path: Path, exported: Path | None) -> None:
         """Write a picture that shows what the network can do now. exported: the folder exported a moment ago, if any."""

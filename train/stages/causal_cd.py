@@ -8,30 +8,25 @@ level is only ever a target: what anchors the student to the data there is the t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from train.config import CausalCdStage
 from train.data import ClipBatch, Draws
+from train.distributed import follow, load_whole
 from train.objectives import consistency
-from train.stages.ar_diffusion import ArDiffusion
+from train.stage_options import CausalCdStage
 from train.stages.base import Context, Update
-from worldmodel.config import SamplerConfig
-from worldmodel.diffusion import add_noise, guide, shifted_grid, to_clean
-from worldmodel.errors import ConfigError
-from worldmodel.models.dit import DiT
+from train.stages.distil import Distillation, Extra
+from worldmodel.diffusion import add_noise, shifted_grid, to_clean
 
 
-class CausalConsistency(ArDiffusion):
-    """Exports a world that the consistency sampler plays in one or a few steps."""
+class CausalConsistency(Distillation):
+    """Online teacher step, moving-average target, clean context."""
 
     def __init__(self, context: Context) -> None:
-        if not context.config.init:
-            raise ConfigError("this stage needs a trained autoregressive network: pass init=runs/ar_diffusion")
         super().__init__(context)
         self.teacher, self.target = (self.network().requires_grad_(False) for _ in range(2))
         self.grid = shifted_grid(self._own.levels, self._own.shift).float().to(context.device)
@@ -41,48 +36,35 @@ class CausalConsistency(ArDiffusion):
         assert isinstance(self.options, CausalCdStage)
         return self.options
 
-    def sampler(self) -> SamplerConfig:
-        return dataclasses.replace(super().sampler(), kind="consistency", shift=self._own.shift)
-
     def updates(self, step: int) -> Iterator[Update]:
         if step:  # the step before has just changed the student
             self._follow()
         yield from super().updates(step)
 
-    @torch.no_grad()
     def _follow(self) -> None:
-        torch._foreach_lerp_(list(self.target.parameters()), list(self.model.parameters()), 1 - self._own.target_decay)
+        follow(self.target, self.model, 1 - self._own.target_decay)
 
     def loss(self, batch: ClipBatch, draws: Draws, keep: Tensor) -> Tensor:
-        frames, index = batch.latent.shape[1], draws.integers("level", self._own.levels - 1)
-        high, low = (self.grid[i.to(self.grid.device)][:, None].expand(-1, frames) for i in (index, index + 1))
+        index = draws.integers("level", self._own.levels - 1)
+        high, low = (self._level(i, batch) for i in (index, index + 1))
         noisy = add_noise(batch.latent, draws.normal("noise", *batch.latent.shape[1:]), high)
-        context = self.clean_context(batch, draws)
-
-        def clean(network: DiT, x: Tensor, sigma: Tensor) -> Tensor:
-            return to_clean(x, self._velocity(network, x, sigma, batch, keep, context), sigma)
-
+        extra = self.clean_context(batch, draws)
         with torch.no_grad():
-            nearer = self._teacher_step(noisy, high, low, batch, keep, context)
-            target = clean(self.target, nearer, low)
-        return consistency(clean(self.model, noisy, high), target, batch.mask)
+            target = self._target(self._nearer(noisy, high, low, batch, extra), low, batch, keep, extra)
+        return consistency(self.clean(self.model, noisy, high, batch, keep, extra), target, batch.mask)
 
-    def _teacher_step(
-        self, noisy: Tensor, high: Tensor, low: Tensor, batch: ClipBatch, keep: Tensor, context: dict[str, Tensor]
-    ) -> Tensor:
+    def _level(self, index: Tensor, batch: ClipBatch) -> Tensor:
+        """Levels (B,T) of grid entries (B,)."""
+        return self.grid[index.to(self.grid.device)][:, None].expand(-1, batch.latent.shape[1])
+
+    def _nearer(self, noisy: Tensor, high: Tensor, low: Tensor, batch: ClipBatch, extra: Extra) -> Tensor:
         """One Euler step along the (guided) teacher's velocity from the levels `high` to `low`, both (B,T)."""
-        velocity = self._velocity(self.teacher, noisy, high, batch, keep, context)
-        if self._own.guidance != 1.0:
-            hidden = self._velocity(self.teacher, noisy, high, batch, torch.zeros_like(keep), context)
-            velocity = guide(hidden, velocity, self._own.guidance)
+        velocity = self.guided(self.teacher, noisy, high, batch, self._own.guidance, extra)
         return to_clean(noisy, velocity, high - low)  # noisy - (high - low) velocity
 
-    def _velocity(
-        self, network: DiT, noisy: Tensor, sigma: Tensor, batch: ClipBatch, keep: Tensor, context: dict[str, Tensor]
-    ) -> Tensor:
-        with self.context.autocast():
-            out = network(noisy, sigma, actions=batch.action, action_keep=keep, layout=self.layout, **context)
-        return out.float()
+    def _target(self, noisy: Tensor, sigma: Tensor, batch: ClipBatch, keep: Tensor, extra: Extra) -> Tensor:
+        """What the student's clean prediction one level up must agree with."""
+        return self.clean(self.target, noisy, sigma, batch, keep, extra)
 
     def flops(self) -> float:
         forwards = 2 if self._own.guidance == 1.0 else 3  # teacher and target, without gradients
@@ -92,4 +74,4 @@ class CausalConsistency(ArDiffusion):
         return {"target": self.target.state_dict()}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        self.target.load_state_dict(state["target"])
+        load_whole(self.target, state["target"])

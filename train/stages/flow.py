@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from train.config import FlowStage, NoiseLevels, Weighting, dit_config, sampler_config
+from train.config import dit_config, sampler_config
 from train.data import ClipBatch, Clips, Draws, Store, encode_latents
-from train.distributed import Ranks
+from train.distributed import Ranks, prepare
 from train.objectives import bell_weight, flow_matching
+from train.options import NoiseLevels, Weighting
+from train.stage_options import FlowStage
 from train.stages.base import Context, Stage, Update
 from train.unpack import Frames, unpack
 from train.weights import LoadedCodec, load_codec, load_network
@@ -72,19 +74,21 @@ class FlowMatching(Stage):
                 f"a latent of {rows}x{cols} cannot be cut into patches of {self.model_config.patch}: change model.dit.patch"
             )
         self.tokens = rows * cols // self.model_config.patch**2
+        self.latent_shape = latents.shape[1:]
         self.model = self.network()
 
-    def network(self) -> DiT:
-        """A transformer for this data on the device, fp32, with the weights that the run starts from."""
+    def network(self, path: str | None = None, key: str = "init", config: DiTConfig | None = None) -> DiT:
+        """A transformer for this data on the device, fp32, with the weights of the run `path` (default: what this run starts from).
+
+        key: the setting that `path` is the value of. config: default that of the trained network.
+        """
         context = self.context
+        path = context.config.init if path is None else path
         torch.manual_seed(context.config.seed)  # initial weights only: all later randomness is derived
-        model = DiT(self.model_config).to(context.device)
-        if context.config.init:
-            load_network(context.config.init, model)
-        if context.compiled:
-            for block in model.blocks:  # one graph, compiled once and shared by all blocks
-                block.compile(dynamic=False)
-        return model
+        model = DiT(config or self.model_config).to(context.device)
+        if path:
+            load_network(path, model, key=key)
+        return prepare(model, context.ranks, context.config.train, context.compiled)
 
     def make_clips(self, held_out: bool) -> Clips:
         return Clips(self.data, self._latents, self._actions, self.options.clip_frames, held_out)

@@ -1,0 +1,144 @@
+"""Every distilling stage on the tiny world of boxes: it trains, resumes bit for bit and leaves a world that plays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train_boxes import make_boxes, settings, train
+from train.distributed import Ranks
+from train.monitor import read_metrics
+from train.options import CacheGradient
+from train.stages import Context, build
+from train.stages.dmd import DistributionMatching
+from train.state import TrainState, load_latest
+from worldmodel.errors import ConfigError
+from worldmodel.session import open_session
+
+CODEC = ("stage=codec", "stage.batch=16", "stage.lr=4e-3", "stage.scale_frames=64")
+FLOW = ("stage.batch=4", "stage.clip_frames=6")
+PAIRS = ("stage.pairs=12", "stage.levels=8")
+ROLLOUT = ("stage.context_frames=2", "stage.rollout_frames=8", "stage.critic_updates=2")
+STAGES = {
+    "causal_ode": PAIRS,
+    "tcm": (),
+    "apex": (),
+    "dmd": ROLLOUT,
+    "self_forcing": (*PAIRS, *ROLLOUT, "stage.pretrain_steps=3"),
+    "causvid": (*PAIRS, *ROLLOUT, "stage.pretrain_steps=3"),
+    "anyflow": (*ROLLOUT, "stage.pretrain_steps=3"),
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recorded boxes, a codec, a bidirectional and an autoregressive network."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("rivals")
+    make_boxes(folder / "data")
+    data = (f"data.root={folder}/data", "train.log_steps=10")
+    train(folder / "codec", *data, "steps=60", *CODEC)
+    for name, kind in (("teacher", "teacher"), ("ar", "ar_diffusion")):
+        train(folder / name, *data, f"codec={folder}/codec", f"stage={kind}", "steps=40", "stage.lr=4e-3", *FLOW)
+    return folder
+
+
+def words(home: Path, kind: str, *more: str) -> tuple[str, ...]:
+    teacher = home / ("ar" if kind == "tcm" else "teacher")
+    sources = (f"data.root={home}/data", f"codec={home}/codec", f"init={home}/ar", f"teacher={teacher}")
+    return (f"stage={kind}", *sources, "train.log_steps=1", "stage.schedule=constant", *FLOW, *STAGES[kind], *more)
+
+
+def same(one: TrainState, two: TrainState) -> None:
+    for kind in ("modules", "ema"):
+        for target, tensors in getattr(one, kind).items():
+            for name, tensor in tensors.items():
+                assert torch.equal(tensor, getattr(two, kind)[target][name]), (target, name)
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_stage_trains_resumes_and_plays(home: Path, tmp_path: Path, kind: str) -> None:
+    through = train(tmp_path / "through", *words(home, kind), "steps=8")
+    train(tmp_path / "twice", *words(home, kind), "steps=5", "train.checkpoint_steps=5")
+    same(through, train(tmp_path / "twice", *words(home, kind), "steps=8"))
+    rows = read_metrics(tmp_path / "through" / "metrics.jsonl")
+    assert any("model_loss" in row or "loss" in row for row in rows)
+    start = load_latest(home / "ar" / "state", print)
+    assert start is not None
+    moved = [n for n, t in start.ema["model"].items() if not torch.equal(t, through.modules["model"][n])]
+    assert len(moved) > 10, "the student has not been trained"
+    session = open_session(tmp_path / "through" / "export", device="cpu", steps=2, threads=1)
+    expected = "flow_map" if kind == "anyflow" else "consistency"
+    assert session.config.sampler.kind == expected
+    assert session.step(session.actions.decode([1.0, 0.0, 0.5]))[0].rgb.shape == (32, 48, 3)
+    session.close()
+
+
+@pytest.mark.parametrize("kind", ["causal_cd", "causal_ode", "dmd", "causvid", "anyflow", "ar_diffusion"])
+def test_chunk_wise(home: Path, tmp_path: Path, kind: str) -> None:
+    more = ("model.sampler.chunk=3", "model.sampler.window=7", "steps=4")
+    extra = {"causal_cd": (), "ar_diffusion": ()} | STAGES
+    chosen = [
+        w.replace("context_frames=2", "context_frames=3").replace("rollout_frames=8", "rollout_frames=9") for w in extra[kind]
+    ]
+    sources = (f"data.root={home}/data", f"codec={home}/codec", f"init={home}/ar", f"teacher={home}/teacher")
+    state = train(tmp_path / "run", f"stage={kind}", *sources, "train.log_steps=1", *FLOW, *chosen, *more)
+    assert state.step == 4
+
+
+def _dmd(home: Path, *more: str) -> DistributionMatching:
+    stage = build(Context(settings(*words(home, "dmd", *more)), Ranks(0, 1, torch.device("cpu")), home / "unused", print))
+    assert isinstance(stage, DistributionMatching)
+    return stage
+
+
+def test_one_generator_step_to_so_many_of_the_critic(home: Path) -> None:
+    stage = _dmd(home, "stage.critic_updates=3")
+    made = [[u.target for u in stage.updates(step)] for step in range(6)]
+    assert made == [["model", "critic"], ["critic"], ["critic"]] * 2
+
+
+def test_the_rule_for_the_cache_changes_gradients_but_not_the_loss(home: Path) -> None:
+    results = {}
+    for rule in CacheGradient:
+        stage = _dmd(home, f"stage.cache_gradient={rule.name}", "stage.student_steps=[2]")
+        with torch.no_grad():  # a critic that agrees with the teacher gives no gradient at all
+            stage.critic.head.weight.add_(0.1)
+        draws = stage.context.draws(0, 0)
+        loss, _ = stage.generator_loss(stage.clips.draw(draws), draws)
+        loss.backward()
+        results[rule] = (float(loss), [p.grad.clone() for p in stage.model.parameters() if p.grad is not None])
+    (loss, detached), (other, carried) = results[CacheGradient.detached], results[CacheGradient.carried]
+    assert loss == pytest.approx(other, rel=1e-6)
+    assert any(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(detached, carried, strict=True))
+
+
+def test_long_rollouts_are_scored_on_their_end(home: Path) -> None:
+    stage = _dmd(home, "stage.rollout_frames=10")
+    lengths = set()
+    for step in range(12):
+        draws = stage.context.draws(step, 0)
+        with torch.no_grad():
+            dream = stage.dream(stage.clips.draw(draws), draws)
+        assert dream.latent.shape[1] == 6
+        lengths.add(int((~dream.mask).sum(dim=1).max()))
+    assert lengths == {0, 1, 2}, "some clips keep real context frames in what is scored, and they are masked"
+
+
+def test_stages_say_what_they_need(home: Path) -> None:
+    with pytest.raises(ConfigError, match="teacher=runs/teacher"):
+        _dmd(home, "teacher=''")
+    with pytest.raises(ConfigError, match="must be multiples of"):
+        train(home / "bad", *words(home, "dmd", "model.sampler.chunk=3", "model.sampler.window=7"))
+    with pytest.raises(ConfigError, match="rollout_frames must hold"):
+        train(home / "bad", *words(home, "dmd", "stage.context_frames=6"))
+
+
+def test_trajectories_are_made_once(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path / "a", *words(home, "causal_ode", "seed=5"), "steps=1")
+    files = sorted((home / "data").rglob("trajectories-*.npy"))
+    before = {f: f.stat().st_mtime_ns for f in files}
+    train(tmp_path / "b", *words(home, "causal_ode", "seed=5"), "steps=2")
+    assert {f: f.stat().st_mtime_ns for f in sorted((home / "data").rglob("trajectories-*.npy"))} == before

@@ -1,0 +1,160 @@
+"""The student's own rollout, with gradients where distribution matching wants them, by the game's cache and sampler.
+
+A chunk starts from noise and runs down a list of levels; its last clean prediction (the exit step) is the chunk's frames and alone
+carries a gradient. Then a pass without gradients commits the finished chunk, as in the game.
+
+What a later chunk sees of an earlier one are the keys and values of that commit pass. Their gradient is a choice (method.md Q10):
+``detached`` (ours: the gradient of a chunk stays in its own exit step) or ``carried`` (what the published code does by way of
+recomputed activations: values of the commit pass, gradient of the earlier chunk's exit step).
+
+Shapes: B rollouts, T frames, C H W latent, N heads, S tokens a frame, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldmodel.config import DiTConfig
+from worldmodel.diffusion import sample
+from worldmodel.models.kv_cache import KVCache
+
+BlockDenoiser = Callable[[Tensor, float, float, slice], Tensor]
+"""(noisy, sigma, end, block) -> velocity of the chunk at the frames `block` of the rollout, against the cache."""
+
+Link = list[tuple[Tensor, Tensor]]
+
+
+class CarryingCache(KVCache):
+    """A cache whose frames keep the gradient of the pass that made them (``carried``), whatever pass gave their values."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._made: dict[int, tuple[Tensor, Tensor]] = {}
+        self._links: dict[int, Link] = {}
+
+    def reset(self) -> None:
+        super().reset()
+        self._made, self._links = {}, {}
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if not (torch.is_grad_enabled() and (k.requires_grad or v.requires_grad)):
+            return super().extend(layer, k, v)
+        self._made[layer] = (k, v)
+        keys, values = super().extend(layer, k, v)
+        end = self.filled * self.tokens
+        past = (self._linked(side, layer, tensor[:, :, :end]) for side, tensor in enumerate((keys, values)))
+        return tuple(torch.cat((p, t[:, :, end:]), dim=2) for p, t in zip(past, (keys, values), strict=True))  # type: ignore[return-value]
+
+    def _linked(self, side: int, layer: int, past: Tensor) -> Tensor:
+        """Values `past` with the gradients of the linked frames: value + (source - sg(source))."""
+        parts = list(past.split(self.tokens, dim=2))
+        for slot, link in self._links.items():
+            if slot < len(parts):
+                source = link[layer][side]
+                parts[slot] = parts[slot] + (source - source.detach())
+        return torch.cat(parts, dim=2) if parts else past
+
+    @torch.enable_grad()  # the commit pass has none, but the slices below must keep theirs
+    def commit(self, frames: int | None = None) -> None:
+        count = frames or self.chunk
+        for offset in range(count):
+            slot = self.slot(self.position + offset)
+            if slot is None:
+                continue
+            self._links.pop(slot, None)
+            if self._made:
+                tokens = slice(offset * self.tokens, (offset + 1) * self.tokens)
+                self._links[slot] = [(k[:, :, tokens], v[:, :, tokens]) for _, (k, v) in sorted(self._made.items())]
+        self._made = {}
+        super().commit(frames)
+
+
+def rollout_cache(
+    config: DiTConfig,
+    latent_hw: tuple[int, int],
+    batch: int,
+    window: int,
+    chunk: int,
+    sink: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    carried: bool = False,
+    cameras: bool = False,
+) -> KVCache:
+    """An empty cache for rollouts of `batch` latents of `latent_hw`, in the type that attention computes in."""
+    return (CarryingCache if carried else KVCache)(
+        layers=config.layers,
+        heads=config.heads * (2 if cameras else 1),
+        head_dim=config.head_dim,
+        tokens=latent_hw[0] * latent_hw[1] // config.patch**2,
+        window=window,
+        chunk=chunk,
+        sink=sink,
+        batch=batch,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def self_rollout(
+    denoise: BlockDenoiser,
+    cache: KVCache,
+    noise: Tensor,
+    levels: Callable[[int], Sequence[float]],
+    renoise: Callable[[int, int], Tensor],
+    *,
+    start: int = 0,
+    kind: str = "consistency",
+    grad_from: int = 0,
+    every_step: bool = False,
+    context: Callable[[int, Tensor], Tensor] = lambda _, clean: clean,
+    context_sigma: float = 0.0,
+) -> Tensor:
+    """Dream frames start..T behind what the cache holds; returns them, (B,T-start,C,H,W).
+
+    noise (B,T,C,H,W): what every chunk starts from. levels(chunk number): its falling noise levels, cut behind the exit step.
+    renoise(chunk number, step): fresh noise of the chunk's shape. Gradients (where enabled) begin with the chunk that holds frame
+    `grad_from` and go through the last denoising step only, or with `every_step` through all. context(chunk number, clean): what
+    the commit pass sees of a finished chunk, told that its level is context_sigma.
+    """
+    chunks = []
+    for number, first in enumerate(range(start, noise.shape[1], cache.chunk)):
+        block = slice(first, min(first + cache.chunk, noise.shape[1]))
+        sigmas, wanted = list(levels(number)), torch.is_grad_enabled() and block.stop > grad_from
+
+        def step(
+            noisy: Tensor, sigma: float, end: float, block: slice = block, last: float = sigmas[-1], wanted: bool = wanted
+        ) -> Tensor:
+            with torch.set_grad_enabled(wanted and (every_step or sigma == last)):
+                return denoise(noisy, sigma, end, block)
+
+        clean = sample(step, noise[:, block], sigmas, kind, lambda i, number=number: renoise(number, i))  # type: ignore[misc]
+        chunks.append(clean)
+        commit(denoise, cache, context(number, clean.detach()), block, context_sigma)
+    return torch.cat(chunks, dim=1)
+
+
+@torch.no_grad()
+def commit(denoise: BlockDenoiser, cache: KVCache, clean: Tensor, block: slice, context_sigma: float = 0.0) -> None:
+    """Make the frames `clean` at `block` part of the cache's past."""
+    denoise(clean, context_sigma, context_sigma, block)
+    cache.commit(clean.shape[1])
+
+
+def compare_rollouts(made: Tensor, real: Tensor, last: Tensor) -> dict[str, float]:
+    """Dreamed against real latents (B,T,C,H,W), `last` (B,1,C,H,W) being the real frame before them.
+
+    rollout_std: spread over spread; rollout_motion: mean change between successive frames over the same; rollout_gain: dB over
+    repeating `last`, first 8 frames.
+    """
+    motion = [torch.cat((last, clip), dim=1).diff(dim=1).abs().mean() for clip in (made, real)]
+    error, still = ((clip[:, :8] - real[:, :8]).square().mean() for clip in (made, last.expand_as(real)))
+    return {
+        "rollout_std": float(made.std() / real.std()),
+        "rollout_motion": float(motion[0] / motion[1].clamp(min=1e-9)),
+        "rollout_gain": float(10 * torch.log10(still.clamp(min=1e-9) / error.clamp(min=1e-9))),
+    }

@@ -1,0 +1,245 @@
+"""One dataclass per stage: its settings with their defaults. Lists are Hydra's, enums are in train.options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from train.options import CacheGradient, EvaluationSize, Forcing, NoiseLevels, Optimizer, Schedule, Source, Weighting
+
+
+@dataclass
+class StageOptions:
+    """What to do. kind: name of the stage."""
+
+    kind: str = MISSING
+
+
+@dataclass
+class TrainingOptions(StageOptions):
+    """What all training stages share. batch: clips (codec: frames) a process and micro-batch; accumulate: micro-batches a step.
+
+    steps: default budget, replaced by the top-level ``steps=`` or ``minutes=``. clip: largest gradient norm. warmup: steps.
+    ema: decay of the averaged weights (0 = none), updated every ema_every steps.
+    """
+
+    steps: int = 10_000
+    batch: int = 64
+    accumulate: int = 1
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.98
+    optimizer: Optimizer = Optimizer.adamw
+    schedule: Schedule = Schedule.cosine
+    warmup: int = 200
+    clip: float = 1.0
+    ema: float = 0.999
+    ema_every: int = 4
+
+
+@dataclass
+class CodecStage(TrainingOptions):
+    """Frame autoencoder. noise_std: latent noise while training. *_weight: L1, gradient L1, MSE and latent L2 terms."""
+
+    kind: str = "codec"
+    noise_std: float = 0.1
+    l1_weight: float = 1.0
+    gradient_weight: float = 1.0
+    mse_weight: float = 1.0
+    latent_weight: float = 1e-3
+    scale_frames: int = 10_000
+
+
+@dataclass
+class FlowStage(TrainingOptions):
+    """Flow matching on clips of latents. clip_frames T; shift of the training noise levels; action_dropout: probability."""
+
+    clip_frames: int = 24
+    noise_levels: NoiseLevels = NoiseLevels.shift
+    shift: float = 3.0
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    weighting: Weighting = Weighting.none
+    action_dropout: float = 0.1
+
+
+@dataclass
+class TeacherStage(FlowStage):
+    """Bidirectional, one noise level per clip (method.md 1.1)."""
+
+    kind: str = "teacher"
+
+
+@dataclass
+class ArDiffusionStage(FlowStage):
+    """Teacher forcing (method.md 1.2). Context frames are noised in a share of the clips, and the network is told the level.
+
+    own_rounds: the context is made by the network itself 0 to own_rounds times over, evenly drawn per micro-batch (0 = never).
+    forcing: diffusion = no clean half; a frame sees earlier noisy frames, each chunk with its own level.
+    """
+
+    kind: str = "ar_diffusion"
+    forcing: Forcing = Forcing.teacher
+    context_noise_prob: float = 0.5
+    context_noise_max: float = 0.4
+    own_rounds: int = 0
+
+
+@dataclass
+class CausalCdStage(ArDiffusionStage):
+    """Causal consistency distillation (method.md 1.4). levels: N of the grid G(N, shift) that adjacent noise levels are taken from.
+
+    guidance: scale of the teacher's classifier-free guidance against hidden actions (1 = none). target_decay: of the moving
+    average that gives the target, updated after every step.
+    """
+
+    kind: str = "causal_cd"
+    shift: float = 5.0
+    levels: int = 48
+    guidance: float = 1.0
+    target_decay: float = 0.99
+    action_dropout: float = 0.0
+    context_noise_prob: float = 0.0
+
+
+@dataclass
+class TcmStage(CausalCdStage):
+    """Truncated consistency (arXiv 2410.14895; method.md 5.3): only levels from `boundary` up are trained, below it the network
+    that the run starts from (a finished causal_cd student) is kept as it is.
+
+    boundary_prob: share of clips at the boundary itself, where the target is the frozen network; boundary_weight: of their loss.
+    """
+
+    kind: str = "tcm"
+    boundary: float = 0.8
+    boundary_prob: float = 0.25
+    boundary_weight: float = 0.1
+
+
+@dataclass
+class CausalOdeStage(ArDiffusionStage):
+    """Regression on stored teacher trajectories (method.md 1.3). pairs: how many clips; levels: Euler steps N of a trajectory.
+
+    list_steps: states are kept at the levels of a student of so many steps. guidance: of the teacher, against hidden actions.
+    """
+
+    kind: str = "causal_ode"
+    shift: float = 5.0
+    levels: int = 48
+    list_steps: int = 4
+    pairs: int = 2048
+    guidance: float = 1.0
+    action_dropout: float = 0.0
+    context_noise_prob: float = 0.0
+
+
+@dataclass
+class ApexStage(ArDiffusionStage):
+    """Condition-shifting self-adversarial training (arXiv 2604.12322; method.md 5.2); c_fake = scale * action + offset.
+
+    mix: lambda, the share of the fake flow's prediction in the target. fake_weight, mix_weight: of the two losses.
+    detach_fake: keep the gradient of the fake-flow loss out of the sample it is taken on.
+    """
+
+    kind: str = "apex"
+    shift: float = 5.0
+    condition_scale: float = -0.5
+    condition_offset: float = 1.0
+    mix: float = 0.5
+    fake_weight: float = 1.0
+    mix_weight: float = 1.0
+    detach_fake: bool = False
+    action_dropout: float = 0.0
+    context_noise_prob: float = 0.0
+
+
+@dataclass
+class DmdStage(ArDiffusionStage):
+    """Distribution matching (method.md 1.5): ``init=`` is the student, ``teacher=`` a bidirectional run, which also starts the
+    critic.
+
+    student_steps: step counts the student is trained for, one drawn per update. first_steps: step count of a rollout's first chunk
+    where that differs (0 = the same). critic_updates: critic steps per generator step. critic_lr: rate of the critic as a share of
+    lr. guidance: of the teacher, against hidden actions (1 = none; the published "3.0" is 4 here). context_frames: real frames
+    before the dream. rollout_frames: longest clip, context included; the scores see its last clip_frames. score_min, score_max:
+    range of the noise level that the scores are taken at.
+    """
+
+    kind: str = "dmd"
+    shift: float = 5.0
+    source: Source = Source.rollout
+    cache_gradient: CacheGradient = CacheGradient.detached
+    student_steps: list[int] = field(default_factory=lambda: [1, 2, 4])
+    first_steps: int = 0
+    critic_updates: int = 5
+    critic_lr: float = 1.0
+    guidance: float = 1.0
+    context_frames: int = 8
+    rollout_frames: int = 24
+    score_min: float = 0.02
+    score_max: float = 0.98
+    action_dropout: float = 0.0
+    context_noise_prob: float = 0.0
+
+
+@dataclass
+class SelfForcingStage(DmdStage):
+    """Self Forcing (arXiv 2506.08009; method.md 5.5): pretrain_steps of regression on trajectories of the bidirectional teacher
+    with a noisy context, then distribution matching on own rollouts. pairs, levels, list_steps, trajectory_guidance:
+    see CausalOdeStage.
+    """
+
+    kind: str = "self_forcing"
+    pretrain_steps: int = 1000
+    pretrain_lr: float = 1.0
+    levels: int = 48
+    list_steps: int = 4
+    pairs: int = 2048
+    trajectory_guidance: float = 1.0
+
+
+@dataclass
+class CausvidStage(SelfForcingStage):
+    """CausVid (arXiv 2412.07772; method.md 5.4): the same start, then distribution matching on noised data instead of rollouts."""
+
+    kind: str = "causvid"
+    source: Source = Source.noised
+    forcing: Forcing = Forcing.diffusion
+
+
+@dataclass
+class AnyflowStage(DmdStage):
+    """AnyFlow (arXiv 2605.13724; method.md 5.1): pretrain_steps of flow-map training on data, then on-policy distribution matching
+    with flow-map jumps; student_steps are the step counts drawn there.
+
+    map_guidance: w folded into the map (1 = none). fm_share, clean_share: of the clips, how many train r = t and r = 0.
+    cotrain: keep the flow-map loss in the second phase.
+    """
+
+    kind: str = "anyflow"
+    pretrain_steps: int = 2000
+    pretrain_lr: float = 1.0
+    student_steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    critic_updates: int = 1
+    map_guidance: float = 1.0
+    fm_share: float = 0.5
+    clean_share: float = 0.25
+    cotrain: bool = True
+
+
+@dataclass
+class EvaluateStage(StageOptions):
+    """Rollouts of ``world=PATH`` against the real game; train.evaluate says what each number means.
+
+    rollouts: held-out stretches. sampler_steps: denoising steps (0 = the world's default). step_counts: further counts, measured
+    side by side in a compact way. size: how much is measured. out: result folder ("" = the run folder).
+    """
+
+    kind: str = "evaluate"
+    rollouts: int = 32
+    sampler_steps: int = 0
+    step_counts: list[int] = field(default_factory=list)
+    size: EvaluationSize = EvaluationSize.full
+    out: str = ""

@@ -1,0 +1,96 @@
+"""AnyFlow (arXiv 2605.13724; method.md 5.1): a two-time flow map u(x, t, r), the average velocity from level t down to r.
+
+First `pretrain_steps` on data: u must satisfy u = v - (t - r) du/dt, the derivative along the path by a central difference. Then
+on-policy: rollouts with the map's own jumps (to a drawn level, one step on, to clean, all with gradients), judged by distribution
+matching. The network, full attention over a clean context and full-rank training are ours; the paper trains low-rank updates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from train.data import ClipBatch, Draws
+from train.objectives import beta_weight, flow_map_target
+from train.stage_options import AnyflowStage
+from train.stages.base import Update
+from train.stages.dmd import DistributionMatching, cut
+from worldmodel.config import SamplerConfig
+from worldmodel.diffusion import add_noise, euler_sigmas, shift_sigma, velocity_target
+
+STEP = 0.005  # half width of the central difference, in noise level
+
+
+class AnyFlow(DistributionMatching):
+    """Exports a world that the flow-map sampler plays in any number of steps."""
+
+    @property
+    def _own(self) -> AnyflowStage:
+        assert isinstance(self.options, AnyflowStage)
+        return self.options
+
+    def sampler(self) -> SamplerConfig:
+        return dataclasses.replace(super().sampler(), kind="flow_map")
+
+    def rate(self, target: str, step: int) -> float:
+        return self._own.pretrain_lr if step < self._own.pretrain_steps else super().rate(target, step)
+
+    def updates(self, step: int) -> Iterator[Update]:
+        if step < self._own.pretrain_steps:
+            yield from self._updates("model", self.map_loss, step, 0)
+        else:
+            yield from super().updates(step - self._own.pretrain_steps)
+
+    def generator_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super().generator_loss(batch, draws)
+        loss = 2 * loss  # published without the factor 1/2
+        return (loss + self.map_loss(batch, draws)[0] if self._own.cotrain else loss), metrics
+
+    def map_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """Flow-map loss on data under teacher forcing, one (t, r) per chunk."""
+        own, chunk = self._own, self.sampler().chunk
+        batch = cut(batch, 0, own.clip_frames)
+        count = own.clip_frames // chunk
+        a, b = (shift_sigma(draws.uniform(name, count), own.shift).repeat_interleave(chunk, dim=1) for name in ("map_t", "map_r"))
+        kind = draws.uniform("map_kind")[:, None]
+        high = torch.maximum(a, b)
+        low = torch.where(kind < own.fm_share, high, torch.minimum(a, b))
+        low = torch.where((kind >= own.fm_share) & (kind < own.fm_share + own.clean_share), 0.0, low)
+        noise = draws.normal("map_noise", *batch.latent.shape[1:])
+        noisy, velocity = add_noise(batch.latent, noise, high), velocity_target(batch.latent, noise)
+        context = self.clean_context(batch, draws)
+        weight = own.map_guidance
+
+        def average(x: Tensor, t: Tensor, keep: Tensor | None = None) -> Tensor:
+            return self.velocity(self.model, x, t, batch, keep, {**context, "end": low})
+
+        made = average(noisy, high)
+        if weight != 1.0:  # what is learnt is the guided map: its unguided part must fit the data
+            with torch.no_grad():
+                hidden = average(noisy, high, torch.zeros(len(noisy), dtype=torch.bool, device=noisy.device))
+            made = (made - (1 - weight) * hidden) / weight
+        with torch.no_grad():
+            ahead, behind = (average(noisy + side * STEP * velocity, high + side * STEP) for side in (1.0, -1.0))
+            target = flow_map_target(velocity, (ahead - behind) / (2 * STEP * weight), high - low)
+        error = (made - target).square().mean(dim=(2, 3, 4)) * beta_weight(high) * batch.mask
+        return balance(error.sum(dim=1) / batch.mask.sum(dim=1).clamp(min=1), kind[:, 0] < own.fm_share), {}
+
+    def exit_levels(self, steps: int, draws: Draws, purpose: str) -> list[float]:
+        """Three jumps at most: from noise to a level of the grid, to the next, to clean."""
+        grid = euler_sigmas(steps, self.own.shift)
+        exit_step = draws.shared(purpose, steps)
+        return sorted({1.0, *grid[exit_step : exit_step + 2]}, reverse=True)
+
+    def jumps(self) -> tuple[str, bool]:
+        return "flow_map", True
+
+
+def balance(losses: Tensor, plain: Tensor) -> Tensor:
+    """Mean loss over clips (B,), those that are no plain flow matching rescaled (no gradient) to the mean of those that are."""
+    if not bool(plain.any()):
+        return losses.mean()
+    level = losses[plain].mean().detach()
+    return torch.where(plain, losses, losses * (level / (losses.detach() + 1e-5))).mean()

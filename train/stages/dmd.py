@@ -1,0 +1,211 @@
+"""Stage 3: distribution matching (DMD) on the student's own rollouts (arXiv 2605.15141; method.md 1.5).
+
+Three networks: the causal student, a frozen bidirectional teacher that scores real clips, and a critic, bidirectional and trained,
+that scores what the student makes. Every step trains the critic by flow matching on fresh rollouts; every `critic_updates`-th step
+first moves the student along the difference of the two scores. The past that a rollout goes on from is real (`context_frames`), as
+in the game; longer rollouts than the teacher's clips are scored on their last `clip_frames`.
+
+The gradient of a dreamed frame stays in its own exit step unless ``stage.cache_gradient=carried`` (see train.rollout).
+With ``stage.source`` the scored frames are not rollouts but predictions from noised data: CausVid's and "causal DMD".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from train.data import ClipBatch, Clips, Draws
+from train.objectives import distribution_gradient, distribution_matching, flow_matching
+from train.options import CacheGradient, Source
+from train.rollout import commit, self_rollout
+from train.stage_options import DmdStage
+from train.stages.base import Context, Update
+from train.stages.distil import Distillation
+from train.stages.flow import dit_flops
+from train.student import Student
+from worldmodel.diffusion import add_noise, euler_sigmas, shift_sigma, to_clean, velocity_target
+from worldmodel.errors import ConfigError
+from worldmodel.models.attention import Layout
+
+Loss = Callable[[ClipBatch, Draws], tuple[Tensor, dict[str, Tensor]]]
+WHOLE = Layout.bidirectional()
+
+
+class DistributionMatching(Distillation):
+    """Targets: ``model`` (the student) and ``critic``."""
+
+    def __init__(self, context: Context) -> None:
+        if not context.config.teacher:
+            raise ConfigError("this stage needs a bidirectional network that judges rollouts: pass teacher=runs/teacher")
+        super().__init__(context)
+        plain = replace(self.model_config, flow_map=False)
+        self.teacher = self.network(context.config.teacher, "teacher", plain).requires_grad_(False)
+        self.critic = self.network(context.config.teacher, "teacher", plain)
+        self._stale = True  # whether the student has changed since the copy that makes rollouts was taken
+
+    @property
+    def own(self) -> DmdStage:
+        assert isinstance(self.options, DmdStage)
+        return self.options
+
+    @cached_property
+    def student(self) -> Student:
+        """What makes rollouts: the student against a cache."""
+        sampler = self.sampler()
+        carried = self.own.cache_gradient is CacheGradient.carried
+        return Student(self.model, self.context, self.latent_shape, sampler, self.own.batch, carried)
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"model": self.model, "critic": self.critic}
+
+    def rate(self, target: str, step: int) -> float:
+        return self.own.critic_lr if target == "critic" else 1.0
+
+    def make_clips(self, held_out: bool) -> Clips:
+        frames = self.options.clip_frames if held_out else max(self.options.clip_frames, self.own.rollout_frames)
+        return Clips(self.data, self._latents, self._actions, frames, held_out)
+
+    # -- what is scored --------------------------------------------------------------------------------------------------
+
+    def dream(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
+        """Clips of clip_frames with what the student made of them; mask: valid frames that it did make."""
+        if self.own.source is Source.rollout:
+            return self._rollout(batch, draws)
+        return self._predict(batch, draws)
+
+    def steps(self, draws: Draws) -> int:
+        """The student's step count of this update."""
+        return self.own.student_steps[draws.shared("steps", len(self.own.student_steps))]
+
+    def levels(self, draws: Draws, count: int) -> Tensor:
+        if self.own.source is Source.rollout:
+            return super().levels(draws, count)
+        choice = torch.tensor(euler_sigmas(self.steps(draws), self.own.shift))
+        picked = draws.uniform("sigma", count).mul(len(choice)).long().clamp(max=len(choice) - 1)
+        return choice.to(picked.device)[picked]
+
+    def _predict(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
+        """One step of the student from noised data, a list level per chunk, all frames at once."""
+        batch = cut(batch, 0, self.own.clip_frames)
+        sigma, noise = self.sigma(draws, self.own.clip_frames), draws.normal("dream", *batch.latent.shape[1:])
+        noisy = add_noise(batch.latent, noise, sigma)
+        extra = self.clean_context(batch, draws)
+        return replace(batch, latent=self.clean(self.model, noisy, sigma, batch, None, extra))
+
+    def _rollout(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
+        own, chunk, student = self.own, self.sampler().chunk, self.student
+        longer = (own.rollout_frames - own.clip_frames) // chunk
+        last = own.clip_frames + chunk * draws.shared("length", longer + 1)
+        batch, context = cut(batch, 0, last), own.context_frames
+        kind, every_step = self.jumps()
+        student.begin(batch.action, self._stale)
+        self._stale = False
+        for start in range(0, context, chunk):
+            block = slice(start, start + chunk)
+            commit(student.denoise, student.cache, batch.latent[:, block], block, self.sampler().context_sigma)
+        made = self_rollout(
+            student.denoise,
+            student.cache,
+            draws.normal("dream", *batch.latent.shape[1:]),
+            self._schedule(draws),
+            self._renoise(draws, batch.latent.shape[1:]),
+            start=context,
+            grad_from=last - own.clip_frames,
+            kind=kind,
+            every_step=every_step,
+            context_sigma=self.sampler().context_sigma,
+        )
+        latent = torch.cat((batch.latent[:, :context], made), dim=1)
+        dreamed = torch.arange(last, device=latent.device) >= context
+        return cut(ClipBatch(latent, batch.action, batch.mask & dreamed), last - own.clip_frames, last)
+
+    def jumps(self) -> tuple[str, bool]:
+        """Kind of sampler that makes a rollout, and whether all of its steps carry gradients (flow maps) or the last alone."""
+        return "consistency", False
+
+    def _schedule(self, draws: Draws) -> Callable[[int], list[float]]:
+        """Levels of a chunk, cut behind its exit step: one for all chunks but perhaps the first."""
+        levels = self.exit_levels(self.steps(draws), draws, "exit")
+        first = self.exit_levels(self.own.first_steps, draws, "first_exit") if self.own.first_steps else levels
+        return lambda number: first if number == 0 and self.own.context_frames == 0 else levels
+
+    def exit_levels(self, steps: int, draws: Draws, purpose: str) -> list[float]:
+        return euler_sigmas(steps, self.own.shift)[: draws.shared(purpose, steps) + 1]
+
+    def _renoise(self, draws: Draws, shape: torch.Size) -> Callable[[int, int], Tensor]:
+        """Fresh noise by step, drawn for the whole clip at once and cut into chunks."""
+        drawn: dict[int, Tensor] = {}
+        context, chunk = self.own.context_frames, self.sampler().chunk
+
+        def fresh(number: int, step: int) -> Tensor:
+            if step not in drawn:
+                drawn[step] = draws.normal(f"renoise_{step}", *shape)
+            first = context + number * chunk
+            return drawn[step][:, first : first + chunk]
+
+        return fresh
+
+    # -- losses ----------------------------------------------------------------------------------------------------------
+
+    def _noised(self, made: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """noise, level (B,T) and noised clips for the scores: one shifted uniform level per clip."""
+        level = shift_sigma(draws.uniform("score_level"), self.own.shift).clamp(self.own.score_min, self.own.score_max)
+        sigma, noise = level[:, None].expand(-1, made.shape[1]), draws.normal("score_noise", *made.shape[1:])
+        return noise, sigma, add_noise(made.detach(), noise, sigma)
+
+    def generator_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        dream = self.dream(batch, draws)
+        _, sigma, noisy = self._noised(dream.latent, draws)
+        with torch.no_grad():
+            fake = self.clean(self.critic, noisy, sigma, dream, layout=WHOLE)
+            real = to_clean(noisy, self.guided(self.teacher, noisy, sigma, dream, self.own.guidance, layout=WHOLE), sigma)
+            gradient = distribution_gradient(dream.latent, fake, real, dream.mask)
+        return distribution_matching(dream.latent, gradient, dream.mask), {}
+
+    def critic_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            dream = self.dream(batch, draws)
+        noise, sigma, noisy = self._noised(dream.latent, draws)
+        loss = flow_matching(
+            self.velocity(self.critic, noisy, sigma, dream, layout=WHOLE), velocity_target(dream.latent, noise), dream.mask
+        )
+        with torch.no_grad():  # the teacher on real clips: a critic that follows is about as good on dreams
+            real = cut(batch, batch.latent.shape[1] - self.own.clip_frames, batch.latent.shape[1])
+            noise, sigma, noisy = self._noised(real.latent, draws)
+            known = self.velocity(self.teacher, noisy, sigma, real, layout=WHOLE)
+            reference = flow_matching(known, velocity_target(real.latent, noise), real.mask)
+        return loss, {"critic_gap": loss.detach() / reference.clamp(min=1e-6)}
+
+    def updates(self, step: int) -> Iterator[Update]:
+        if step % self.own.critic_updates == 0:
+            yield from self._updates("model", self.generator_loss, step, 0)
+            self._stale = True
+        yield from self._updates("critic", self.critic_loss, step, self.own.accumulate)
+
+    def _updates(self, target: str, loss: Loss, step: int, first: int) -> Iterator[Update]:
+        for micro in range(first, first + self.own.accumulate):
+            draws = self.context.draws(step, micro)
+            value, metrics = loss(self.clips.draw(draws), draws)
+            yield Update(target, value, self.own.batch * self.own.clip_frames, metrics)
+
+    def validate(self) -> dict[str, float]:
+        """Nothing: held-out rollouts say how good the student is (`rollout_statistics`), its loss does not."""
+        return {}
+
+    def flops(self) -> float:
+        """Of an average step: rollouts (half of the levels, and the commit pass), scores, backward."""
+        one = dit_flops(self.model_config, self.tokens, WHOLE, self.own.clip_frames) * self.own.batch * self.own.accumulate
+        passes = 1 + sum((n + 1) / 2 for n in self.own.student_steps) / len(self.own.student_steps)
+        frames = (self.own.clip_frames + self.own.rollout_frames) / 2 / self.own.clip_frames
+        rollout = one * passes * frames if self.own.source is Source.rollout else one
+        generator = rollout + 2 * one + (2 if self.own.guidance == 1.0 else 3) * one
+        return generator / self.own.critic_updates + rollout + 4 * one
+
+
+def cut(batch: ClipBatch, start: int, stop: int) -> ClipBatch:
+    """Frames start..stop of every clip."""
+    return ClipBatch(batch.latent[:, start:stop], batch.action[:, start:stop], batch.mask[:, start:stop])

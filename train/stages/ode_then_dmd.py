@@ -1,0 +1,61 @@
+"""Self Forcing (arXiv 2506.08009) and CausVid (arXiv 2412.07772): rivals that start from a bidirectional teacher's trajectories.
+
+First `pretrain_steps` of regression: the student, every chunk at a level of its own and its past as noisy as that level, predicts
+where the bidirectional teacher's trajectory ends. That map is not a function of what a causal student sees, so it learns a mean
+(method.md 1.3). Then distribution matching: on own rollouts (Self Forcing), or on predictions from noised data (CausVid).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from train.data import ClipBatch, Clips, Draws
+from train.objectives import endpoint_regression
+from train.stage_options import CausvidStage, SelfForcingStage
+from train.stages import stored
+from train.stages.base import Context, Update
+from train.stages.dmd import WHOLE, DistributionMatching
+from worldmodel.models.attention import Layout
+
+
+class OdeThenDmd(DistributionMatching):
+    """Two phases in one run."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        own = self._both
+        self._pairs = Clips(self.data, self._latents, self._actions, own.clip_frames, False)
+        self.stored = stored.store(self, own, self.teacher, WHOLE, own.trajectory_guidance, self._pairs)
+
+    @property
+    def _both(self) -> SelfForcingStage:
+        assert isinstance(self.options, SelfForcingStage)
+        return self.options
+
+    def rate(self, target: str, step: int) -> float:
+        return self._both.pretrain_lr if step < self._both.pretrain_steps else super().rate(target, step)
+
+    def updates(self, step: int) -> Iterator[Update]:
+        if step < self._both.pretrain_steps:
+            yield from self._updates("model", self.regression_loss, step, 0)
+        else:
+            yield from super().updates(step - self._both.pretrain_steps)
+
+    def regression_loss(self, _: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        sampler, kept = self.sampler(), self._both.list_steps
+        pair = draws.integers("pair", self._both.pairs)
+        batch = self._pairs.batch(self.stored.clips[pair])
+        states = self.stored.pick(pair, batch.latent.device)
+        count = batch.latent.shape[1] // sampler.chunk
+        choices = kept + 1 if isinstance(self.options, CausvidStage) else kept  # CausVid's list ends with clean frames
+        level = draws.uniform("level", count).mul(choices).long().clamp(max=choices - 1).repeat_interleave(sampler.chunk, dim=1)
+        sigma = torch.cat((self.stored.sigmas, torch.zeros(1))).to(level.device)[level]
+        noisy = states.gather(1, level[:, None, :, None, None, None].expand(-1, 1, -1, *states.shape[3:]))[:, 0]
+        made = self.clean(self.model, noisy, sigma, batch, layout=Layout.causal(sampler.chunk, sampler.window, sink=sampler.sink))
+        return endpoint_regression(made, states[:, -1], batch.mask & (sigma > 0)), {}
+
+    def costs(self) -> dict[str, float]:
+        return stored.costs(self, self._both, WHOLE, self._both.trajectory_guidance, self.stored)

@@ -1,0 +1,60 @@
+"""The stored teacher trajectories of a distilling stage: made or found, and what they cost."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Protocol
+
+from torch import Tensor
+
+from train.data import ClipBatch, Clips
+from train.stages.distil import Distillation
+from train.stages.flow import dit_flops
+from train.trajectories import Plan, Trajectories, trajectories
+from worldmodel.models.attention import Layout
+from worldmodel.models.dit import DiT
+
+
+class Stored(Protocol):
+    """The settings of stored trajectories (CausalOdeStage, SelfForcingStage)."""
+
+    pairs: int
+    levels: int
+    list_steps: int
+
+
+def _key(network: DiT) -> str:
+    """A short name of a network's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def store(stage: Distillation, own: Stored, teacher: DiT, layout: Layout, guidance: float, clips: Clips) -> Trajectories:
+    """Trajectories of `teacher` under `layout` on random training clips; with teacher forcing, the real clip is the context."""
+    context, options = stage.context, stage.options
+
+    def velocity(noisy: Tensor, sigma: Tensor, batch: ClipBatch) -> Tensor:
+        extra = {"clean": batch.latent} if layout.kind == "teacher_forcing" else {}
+        return stage.guided(teacher, noisy, sigma, batch, guidance, extra, layout)
+
+    plan = Plan(
+        stage.data.folder,
+        f"{_key(teacher)} {layout} {guidance}",
+        own.pairs,
+        own.levels,
+        own.list_steps,
+        options.shift,
+        context.config.seed,
+        (options.clip_frames, *stage.latent_shape),
+    )
+    with context.ranks.main_first():
+        return trajectories(plan, clips.sampler.count, clips.batch, velocity, context.report, options.batch)
+
+
+def costs(stage: Distillation, own: Stored, layout: Layout, guidance: float, stored: Trajectories) -> dict[str, float]:
+    """See Stage.costs."""
+    passes = own.levels * (1 if guidance == 1.0 else 2) * own.pairs
+    flops = passes * dit_flops(stage.model_config, stage.tokens, layout, stage.options.clip_frames)
+    return {"prepare_seconds": stored.seconds, "prepare_flops": flops, "stored_bytes": float(stored.bytes)}

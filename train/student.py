@@ -1,0 +1,114 @@
+"""The student as a rollout needs it: a denoiser of chunks against one cache, fast where no gradient is wanted.
+
+A rollout is hundreds of passes over a few thousand tokens, and on a GPU launching their kernels would take most of the time: passes
+without gradients run as CUDA graphs on a bf16 copy of the weights, one graph for every number of frames in the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from train.distributed import copy_whole
+from train.rollout import rollout_cache
+from train.stages.base import Context
+from worldmodel.config import SamplerConfig
+from worldmodel.models.attention import AttentionContext, Layout
+from worldmodel.models.dit import DiT
+
+WARM_UP = 2  # runs before a capture: libraries allocate their workspaces in the first
+
+
+@dataclass(frozen=True, eq=False)
+class _Graph:
+    """A captured pass with the buffers that it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, ...]
+    out: Tensor
+
+
+class Student:
+    """`begin` a rollout with its actions, then use `denoise` and `cache` with `train.rollout.self_rollout`.
+
+    carried: see train.rollout. graphs: False for a few rollouts only, which capturing would not pay for.
+    """
+
+    def __init__(
+        self,
+        model: DiT,
+        context: Context,
+        latent_shape: tuple[int, ...],
+        sampler: SamplerConfig,
+        batch: int,
+        carried: bool = False,
+        graphs: bool = True,
+    ) -> None:
+        self._model, self._context = model, context
+        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._copy: DiT | None = None
+        wanted = graphs and context.dtype is torch.bfloat16 and not context.config.train.fsdp
+        if wanted and context.device.type == "cuda":
+            self._copy = DiT(model.cfg).to(context.device, torch.bfloat16).requires_grad_(False)
+        self.cache = rollout_cache(
+            model.cfg,
+            (latent_shape[1], latent_shape[2]),
+            batch,
+            sampler.window,
+            sampler.chunk,
+            sampler.sink,
+            context.device,
+            context.dtype,
+            carried,
+        )
+
+    @torch.no_grad()
+    def begin(self, actions: Tensor, changed: bool = True) -> None:
+        """Forget the last rollout. actions (B,T,A) of the next; changed: whether the student has been trained since."""
+        self.cache.reset()
+        self._actions = actions
+        if self._copy is not None and changed:
+            copy_whole(self._copy, self._model)
+
+    def denoise(self, noisy: Tensor, sigma: float, end: float, block: slice) -> Tensor:
+        """float32 velocity of the frames `block`, noisy (B,chunk,C,H,W) at level sigma, behind what the cache holds."""
+        actions = self._actions[:, block]
+        level, until = (torch.full(noisy.shape[:2], value, device=noisy.device) for value in (sigma, end))
+        if self._copy is not None and not torch.is_grad_enabled():
+            return self._replay(noisy, level, until, actions)
+        # compiled blocks would be compiled anew for every layer and fill of the cache
+        with self._context.autocast(), torch.compiler.set_stance("force_eager"):
+            return self._model(noisy, level, actions=actions, cache=self.cache, end=until).float()
+
+    def _replay(self, noisy: Tensor, level: Tensor, end: Tensor, actions: Tensor) -> Tensor:
+        assert self._copy is not None
+        ctx = self._copy.context(noisy.shape, noisy.device, Layout.bidirectional(), cache=self.cache)
+        inputs = (noisy.bfloat16(), level, end, actions.bfloat16(), ctx.cos, ctx.sin)
+        key = (self.cache.filled, noisy.shape[1])
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(inputs)
+        captured = self._graphs[key]
+        torch._foreach_copy_(list(captured.inputs), list(inputs))
+        captured.graph.replay()
+        return captured.out.float()
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> _Graph:
+        static = tuple(t.clone() for t in inputs)
+        noisy, level, end, actions, cos, sin = static
+
+        def run() -> Tensor:
+            assert self._copy is not None
+            return self._copy.denoise(noisy, level, AttentionContext(cos, sin, cache=self.cache), actions, end=end)
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run()
+        return _Graph(graph, static, out)

@@ -1,0 +1,121 @@
+"""Trajectories of a teacher's ODE, made once and stored: what causal ODE, Self Forcing and CausVid regress on (method.md 1.3, 5.5).
+
+Shapes: P stored clips, K kept states, B clips of one batch, T frames, C H W latent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train.data import ClipBatch, begin_array, open_array
+from train.unpack import Report
+from worldmodel.data.episode import write_atomic
+from worldmodel.diffusion import shifted_grid
+from worldmodel.runtime import generator
+
+Velocity = Callable[[Tensor, Tensor, ClipBatch], Tensor]
+"""(noisy (B,T,C,H,W), sigma (B,T), clips) -> the teacher's velocity."""
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """states: float16 (P,K+1,T,C,H,W), memory-mapped: K falling noise levels `sigmas`, then the end. clips: their numbers (P,)."""
+
+    states: np.ndarray
+    sigmas: Tensor
+    clips: Tensor
+    seconds: float
+
+    @property
+    def bytes(self) -> int:
+        return int(self.states.nbytes)
+
+    def pick(self, index: Tensor, device: torch.device) -> Tensor:
+        """Trajectories (B,K+1,T,C,H,W) float32 at `index` (B,) on the CPU."""
+        return torch.from_numpy(self.states[index.numpy()]).to(device).float()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stored set depends on. key: names teacher, layout and guidance. kept: how many of the levels are stored."""
+
+    folder: Path
+    key: str
+    pairs: int
+    levels: int
+    kept: int
+    shift: float
+    seed: int
+    shape: tuple[int, ...]
+
+
+@torch.no_grad()
+def trajectories(
+    plan: Plan, count: int, batch: Callable[[Tensor], ClipBatch], velocity: Velocity, tell: Report, size: int
+) -> Trajectories:
+    """Load the stored set of `plan`, or make it: Euler from pure noise over G(levels, shift) on `pairs` random clips.
+
+    count: clips there are to choose from. batch: clip numbers -> clips. size: clips at a time. A killed run goes on where it was.
+    """
+    grid = shifted_grid(plan.levels, plan.shift)
+    every = plan.levels // plan.kept
+    numbers = torch.randint(count, (plan.pairs,), generator=generator(plan.seed, "trajectories"))
+    parts = (plan.key, plan.pairs, plan.levels, plan.kept, plan.shift, plan.seed, plan.shape)
+    name = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    final = plan.folder / f"trajectories-{name}.npy"
+    clock = final.with_suffix(".json")
+    if not final.is_file():
+        _make(plan, grid, every, numbers, batch, velocity, tell, size, final)
+    seconds = float(json.loads(clock.read_text())["seconds"]) if clock.is_file() else 0.0
+    return Trajectories(open_array(final, plan.pairs), grid[::every].float(), numbers, seconds)
+
+
+def _make(
+    plan: Plan,
+    grid: Tensor,
+    every: int,
+    numbers: Tensor,
+    batch: Callable[[Tensor], ClipBatch],
+    velocity: Velocity,
+    tell: Report,
+    size: int,
+    final: Path,
+) -> None:
+    part, mark, began = final.with_suffix(".part"), final.with_suffix(".done"), time.monotonic()
+    array, done = begin_array(part, mark, (plan.pairs, plan.kept + 1, *plan.shape))
+    told = began
+    for start in range(done, plan.pairs, size):
+        clips = batch(numbers[start : start + size])
+        noise = torch.randn(clips.latent.shape, generator=generator(plan.seed, "trajectory_noise", start)).to(clips.latent.device)
+        array[start : start + size] = torch.stack(_walk(noise, grid, every, clips, velocity), dim=1).half().cpu().numpy()
+        if time.monotonic() - told > 10:
+            told = time.monotonic()
+            array.flush()
+            write_atomic(mark, json.dumps(start + size).encode())
+            tell(f"made {min(start + size, plan.pairs)} of {plan.pairs} trajectories")
+    array.flush()
+    del array
+    write_atomic(final.with_suffix(".json"), json.dumps({"seconds": time.monotonic() - began}).encode())
+    part.replace(final)
+    mark.unlink(missing_ok=True)
+
+
+def _walk(noise: Tensor, grid: Tensor, every: int, clips: ClipBatch, velocity: Velocity) -> list[Tensor]:
+    """Euler from level to level; the states at every `every`-th level, then the end at level 0."""
+    noisy, kept = noise, []
+    for i, sigma in enumerate(grid.tolist()):
+        if i % every == 0:
+            kept.append(noisy)
+        following = float(grid[i + 1]) if i + 1 < len(grid) else 0.0
+        levels = torch.full(noisy.shape[:2], sigma, device=noisy.device)
+        noisy = noisy + (following - sigma) * velocity(noisy, levels, clips)
+    return [*kept, noisy]
