@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS ?= record,train,dev
+EXTRAS ?= record,train,sweep,wan,dev
 
 .PHONY: play test bench lint clean
 

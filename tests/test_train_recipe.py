@@ -39,11 +39,11 @@ def finish(command: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=cwd, env=environment(), text=True, capture_output=True, timeout=180)
 
 
-def planned(*overrides: str) -> list[Entry]:
+def planned(*overrides: str, experiment: str = "tiny") -> list[Entry]:
     """The entries that a command line asks for, with folders below /out."""
     register()
     GlobalHydra.instance().clear()
-    asked = with_recipe(["experiment=tiny", *overrides])
+    asked = with_recipe([f"experiment={experiment}", *overrides])
     with initialize_config_dir(str(CONF), version_base="1.3"):
         outer = OmegaConf.to_object(compose("train", overrides=asked))
         assert isinstance(outer, RunConfig)
@@ -59,6 +59,23 @@ def test_entries_are_composed_from_experiment_entry_and_command_line() -> None:
     assert (cd.config.codec, cd.config.init, cd.needs) == ("/out/codec", "/out/ar", ("codec", "ar"))
     assert evaluate.config.world == "/out/cd/export" and evaluate.needs == ("cd",)
     assert (codec.folder, codec.config.name, codec.config.steps) == (Path("/out/codec"), "tiny/codec", 300)
+
+
+@pytest.mark.parametrize("experiment", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))
+def test_every_recipe_composes(experiment: str) -> None:
+    entries = planned(experiment=experiment)
+    assert entries[0].config.stage.kind == "codec" and entries[-1].config.stage.kind == "evaluate"
+
+
+def test_another_game_takes_the_recipe_with_its_own_data_and_model() -> None:
+    rooms, racing = planned(experiment="rooms"), planned(experiment="racing")
+    assert [e.text for e in rooms] == [e.text for e in racing]
+    assert {e.config.data.world for e in racing} == {"racing"} and {e.config.model.dit.dim for e in racing} == {256}
+
+
+def test_the_first_of_two_phases_scales_with_the_budget() -> None:
+    forced = next(e for e in planned("scale=0.1", experiment="compare") if e.name == "self_forcing").config
+    assert (forced.steps, getattr(forced.stage, "pretrain_steps", 0)) == (150, 100)
 
 
 def test_a_budget_on_the_command_line_replaces_those_of_the_entries_and_scale_multiplies() -> None:

@@ -109,10 +109,20 @@ def test_the_rule_for_the_cache_changes_gradients_but_not_the_loss(home: Path) -
         draws = stage.context.draws(0, 0)
         loss, _ = stage.generator_loss(stage.clips.draw(draws), draws)
         loss.backward()
-        results[rule] = (float(loss), [p.grad.clone() for p in stage.model.parameters() if p.grad is not None])
+        results[rule] = (loss.item(), [p.grad.clone() for p in stage.model.parameters() if p.grad is not None])
     (loss, detached), (other, carried) = results[CacheGradient.detached], results[CacheGradient.carried]
     assert loss == pytest.approx(other, rel=1e-6)
     assert any(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(detached, carried, strict=True))
+
+
+def test_the_anchor_adds_the_distance_to_real_clips(home: Path) -> None:
+    losses = []
+    for anchor in (0.0, 1.0, 3.0):
+        stage = _dmd(home, f"stage.anchor={anchor}", "stage.own_rounds=1")
+        draws = stage.context.draws(0, 0)
+        losses.append(stage.generator_loss(stage.clips.draw(draws), draws)[0].item())
+    plain, once, thrice = losses
+    assert once > plain and thrice - plain == pytest.approx(3 * (once - plain), rel=1e-4)
 
 
 def test_long_rollouts_are_scored_on_their_end(home: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from train.data import ClipBatch, Clips, Draws
-from train.objectives import distribution_gradient, distribution_matching, flow_matching
+from train.objectives import distribution_gradient, distribution_matching, endpoint_regression, flow_matching
 from train.options import CacheGradient, Source
 from train.rollout import commit, self_rollout
 from train.stage_options import DmdStage
@@ -82,8 +82,10 @@ class DistributionMatching(Distillation):
         return self.own.student_steps[draws.shared("steps", len(self.own.student_steps))]
 
     def levels(self, draws: Draws, count: int) -> Tensor:
-        if self.own.source is Source.rollout:
-            return super().levels(draws, count)
+        return super().levels(draws, count) if self.own.source is Source.rollout else self._list_levels(draws, count)
+
+    def _list_levels(self, draws: Draws, count: int) -> Tensor:
+        """Levels (B,count), each drawn from the student's list."""
         choice = torch.tensor(euler_sigmas(self.steps(draws), self.own.shift))
         picked = draws.uniform("sigma", count).mul(len(choice)).long().clamp(max=len(choice) - 1)
         return choice.to(picked.device)[picked]
@@ -164,7 +166,20 @@ class DistributionMatching(Distillation):
             fake = self.clean(self.critic, noisy, sigma, dream, layout=WHOLE)
             real = to_clean(noisy, self.guided(self.teacher, noisy, sigma, dream, self.own.guidance, layout=WHOLE), sigma)
             gradient = distribution_gradient(dream.latent, fake, real, dream.mask)
-        return distribution_matching(dream.latent, gradient, dream.mask), {}
+        loss = distribution_matching(dream.latent, gradient, dream.mask)
+        if self.own.anchor:
+            loss = loss + self.own.anchor * self._anchor_loss(batch, draws)
+        return loss, {}
+
+    def _anchor_loss(self, batch: ClipBatch, draws: Draws) -> Tensor:
+        """Regression of the student's predictions from noised real clips on these clips, at levels of its own list."""
+        real = cut(batch, 0, self.own.clip_frames)
+        noise = draws.normal("anchor_noise", *real.latent.shape[1:])
+        sigma = self._list_levels(draws, self.own.clip_frames // self.sampler().chunk).repeat_interleave(
+            self.sampler().chunk, dim=1
+        )
+        made = self.clean(self.model, add_noise(real.latent, noise, sigma), sigma, real, None, self.clean_context(real, draws))
+        return endpoint_regression(made, real.latent, real.mask)
 
     def critic_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
