@@ -125,6 +125,7 @@ def test_the_stage_keeps_probes_beside_its_runs(tmp_path, monkeypatch):
     chosen = sizes.choose(seen["size"], seen["rollouts"], "cpu")
     assert (chosen.name, chosen.rollouts, max(chosen.horizons), chosen.random_frames, chosen.returns) == ("compare", 32, 32, 300, 0)
     assert sizes.choose(EvaluationSize.quick, 32, "cpu").rollouts == 6
+    assert sizes.choose(EvaluationSize.full, 32, "cpu", 5000).random_frames == 5000
 
 
 def test_a_real_engine_is_walked_beside_the_dream():

@@ -16,6 +16,7 @@ from train.monitor import read_metrics
 from train.objectives import consistency
 from train.stages import Context, build
 from train.stages.causal_cd import CausalConsistency
+from train.stages.tcm import TruncatedConsistency
 from train.state import load_latest
 from worldmodel.diffusion import add_noise, guide, sample, shifted_grid, to_clean
 from worldmodel.errors import ConfigError
@@ -135,6 +136,44 @@ def test_a_student_of_a_gaussian_reaches_its_mean_and_spread(home: Path) -> None
         stage._follow()
     for sigmas in ([1.0], shifted_grid(2, 5.0).tolist()):
         made = samples(sigmas)
+        assert float(made.mean()) == pytest.approx(MEAN, abs=0.05) and float(made.std()) == pytest.approx(STD, rel=0.1)
+
+
+class Exact(nn.Module):
+    """A finished student: its clean prediction is the exact flow map."""
+
+    def forward(self, noisy: Tensor, sigma: Tensor, **_: object) -> Tensor:
+        level = sigma[..., None, None, None]
+        return (noisy - exact_map(noisy, level)) / level
+
+
+def test_a_truncated_student_of_a_gaussian_reaches_its_mean_and_spread(home: Path) -> None:
+    """Trained above the boundary only, where its targets below come from the frozen student."""
+    words = [w.replace("stage=causal_cd", "stage=tcm") for w in _overrides(home, "stage.batch=64", "stage.target_decay=0.9")]
+    stage = build(Context(settings(*words, f"teacher={home}/ar"), Ranks(0, 1, torch.device("cpu")), home / "unused", print))
+    assert isinstance(stage, TruncatedConsistency)
+    student, stage.teacher, stage.target, stage.frozen = Affine(), Affine(), Affine(), Exact()  # type: ignore[assignment]
+    stage.model = student  # type: ignore[assignment]
+    assert float(stage.grid[stage.boundary]) >= 0.8 > float(stage.grid[stage.boundary + 1])
+    optimiser = torch.optim.Adam(student.parameters(), lr=3e-3)
+    for step in range(1200):
+        draws = stage.context.draws(step, 0)
+        batch = ClipBatch(MEAN + STD * draws.normal("toy", 2, 2, 2, 2), torch.zeros(64, 2, 3), torch.ones(64, 2, dtype=torch.bool))
+        loss = stage.loss(batch, draws, torch.ones(64, dtype=torch.bool))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        stage._follow()
+    noise, fresh = torch.randn(4096, 1, 1, 1, 1, generator=torch.Generator().manual_seed(5)), torch.Generator().manual_seed(6)
+    for sigmas in ([1.0], [1.0, 5 / 6]):
+        with torch.no_grad():
+            made = sample(
+                lambda x, s, _: student(x, torch.full((len(x), 1), s)),
+                noise,
+                sigmas,
+                "consistency",
+                lambda _: torch.randn(noise.shape, generator=fresh),
+            )
         assert float(made.mean()) == pytest.approx(MEAN, abs=0.05) and float(made.std()) == pytest.approx(STD, rel=0.1)
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.test_train_distil import MEAN, STD, exact_map, exact_velocity
-from train.objectives import beta_weight, distribution_gradient, distribution_matching, flow_map_target
+from train.objectives import beta_weight, distribution_gradient, distribution_matching, endpoint_regression, flow_map_target
 from train.stages.anyflow import balance
-from worldmodel.diffusion import add_noise, euler_sigmas, sample, shift_sigma, to_clean
+from worldmodel.diffusion import add_noise, euler_sigmas, sample, shift_sigma, shifted_grid, to_clean
 
 
 def posterior(x: Tensor, sigma: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -159,3 +159,33 @@ def test_apex_gradient_is_the_gap_between_own_flow_and_mixture() -> None:
     expected = sigma**2 * (flow - ((1 - mix) * exact_velocity(noisy, sigma) + mix * fake))
     assert leaf.grad is not None
     assert float(leaf.grad.mean()) == pytest.approx(float(expected.mean()), rel=0.02)
+
+
+def test_regression_on_trajectories_reaches_mean_and_spread() -> None:
+    """Causal ODE: with its own noise as the only input, the student learns the flow map, not a mean."""
+    torch.manual_seed(0)
+    noise = torch.randn(512, 1, 1, 1, 1)
+    grid, x = shifted_grid(96, 5.0).float(), noise
+    states = {}
+    for high, low in pairwise([*grid.tolist(), 0.0]):
+        states[round(high, 6)] = x
+        x = x - (high - low) * exact_velocity(x, torch.tensor(high))
+    net = nn.Sequential(nn.Linear(1, 32), nn.SiLU(), nn.Linear(32, 2))
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
+    mask, levels = torch.ones(512, 1, dtype=torch.bool), [1.0, round(float(grid[48]), 6)]
+
+    def clean(noisy: Tensor, sigma: float) -> Tensor:
+        a, b = net(torch.tensor([[sigma]]))[0]
+        return a * noisy + b
+
+    for step in range(800):
+        sigma = levels[step % 2]
+        loss = endpoint_regression(clean(states[sigma], sigma), x, mask)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    fresh = torch.randn(8192, 1, 1, 1, 1)
+    for sigmas in ([1.0], levels):
+        with torch.no_grad():
+            made = sample(lambda x, s, _: (x - clean(x, s)) / s, fresh, sigmas, "consistency", lambda _: torch.randn(fresh.shape))
+        assert float(made.mean()) == pytest.approx(MEAN, abs=0.06) and float(made.std()) == pytest.approx(STD, rel=0.1)

@@ -6,7 +6,7 @@ import math
 
 from train.config import RunConfig, codec_config, sampler_config
 from train.options import SamplerOptions
-from train.stage_options import AnyflowStage, CodecStage, DmdStage, FlowStage, TrainingOptions
+from train.stage_options import AnyflowStage, CodecStage, DmdStage, EvaluateStage, FlowStage, TrainingOptions
 from worldmodel.errors import ConfigError
 
 
@@ -33,6 +33,8 @@ def validate(config: RunConfig) -> None:
         if not (0 <= stage.beta1 < 1 and 0 <= stage.beta2 < 1):
             raise ConfigError(f"stage.beta1 and stage.beta2 lie in [0, 1), got {stage.beta1} and {stage.beta2}")
         _not_negative({f"stage.{n}": getattr(stage, n) for n in ("weight_decay", "warmup")})
+    if isinstance(stage, EvaluateStage):
+        _not_negative({f"stage.{n}": getattr(stage, n) for n in ("rollouts", "sampler_steps", "random_frames")})
     if isinstance(stage, CodecStage):
         _at_least_one({"stage.scale_frames": stage.scale_frames})
         names = ("noise_std", "l1_weight", "gradient_weight", "mse_weight", "latent_weight")

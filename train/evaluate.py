@@ -76,12 +76,14 @@ def run(
     seed: int = 0,
     size: Size | EvaluationSize = EvaluationSize.full,
     step_counts: Sequence[int] = (),
+    random_frames: int = 0,
     cache: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a world folder (or bundled world) on the episodes in `data`; write everything to `out` and return evaluation.json.
 
     steps: denoising steps a frame (None: the world's own). size: how much to dream; one of `train.sizes` ignores `rollouts`.
-    step_counts: further counts for the table by steps. cache: where trained probes are kept (None: `out`).
+    step_counts: further counts for the table by steps. random_frames: of random play (0: as the size says).
+    cache: where trained probes are kept (None: `out`).
     Raises WorldModelError: world or data missing, damaged, or not made for each other.
     """
     if min(rollouts, steps or 1, *step_counts) < 1:
@@ -91,7 +93,7 @@ def run(
         # a fixed thread count: choosing it by measurement would change roundings from run to run
         options: dict[str, Any] = {"device": device, "threads": torch.get_num_threads()}
         session = open_session(world, steps=steps, **options)
-        size = size if isinstance(size, Size) else sizes.choose(size, rollouts, session.device)
+        size = size if isinstance(size, Size) else sizes.choose(size, rollouts, session.device, random_frames)
         further = [n for n in dict.fromkeys(step_counts) if n != session.steps]
         try:
             meter = Meter(console, PARTS + by_steps.PARTS * len(further))
@@ -126,6 +128,7 @@ def run_stage(config: RunConfig, folder: Path) -> dict[str, Any]:
         seed=config.seed,
         size=stage.size,
         step_counts=stage.step_counts,
+        random_frames=stage.random_frames,
         cache=Path(config.runs),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from train.options import EvaluationSize
 from train.probes import ProbeOptions
@@ -29,13 +29,17 @@ class Size:
     probes: ProbeOptions = field(default_factory=ProbeOptions)
 
 
-def choose(size: EvaluationSize, rollouts: int, device: str) -> Size:
-    """The amounts of a size for `rollouts` held-out stretches (at most 6 in the quick one)."""
-    if size is EvaluationSize.quick:
-        return _quick(min(rollouts, 6))
-    if size is EvaluationSize.compare:
-        return _compare(rollouts)
-    return _full(rollouts, device)
+def choose(size: EvaluationSize, rollouts: int, device: str, random_frames: int = 0) -> Size:
+    """The amounts of a size for `rollouts` held-out stretches (at most 6 in the quick one).
+
+    random_frames: of random play, 0 = as many as the size has.
+    """
+    made = {
+        EvaluationSize.quick: lambda: _quick(min(rollouts, 6)),
+        EvaluationSize.compare: lambda: _compare(rollouts),
+        EvaluationSize.full: lambda: _full(rollouts, device),
+    }[size]()
+    return replace(made, random_frames=random_frames or made.random_frames)
 
 
 def _full(rollouts: int, device: str) -> Size:

@@ -165,8 +165,8 @@ class DmdStage(ArDiffusionStage):
     lr. guidance: of the teacher, against hidden actions (1 = none; the published "3.0" is 4 here). context_frames: real frames
     before the dream. rollout_frames: longest clip, context included; the scores see its last clip_frames. score_min, score_max:
     range of the noise level that the scores are taken at. anchor: weight of a regression that is not in the paper: clean predictions
-    from noised real clips (with the past that own_rounds makes) must stay near the real ones. Scores alone say what looks right,
-    not that it follows from the keys.
+    from noised real clips, with the past that own_rounds makes, must stay near the real ones. (Scores alone say what looks right, not
+    that it follows from the keys.)
     """
 
     kind: str = "dmd"
@@ -237,7 +237,8 @@ class EvaluateStage(StageOptions):
     """Rollouts of ``world=PATH`` against the real game; train.evaluate says what each number means.
 
     rollouts: held-out stretches. sampler_steps: denoising steps (0 = the world's default). step_counts: further counts, measured
-    side by side in a compact way. size: how much is measured. out: result folder ("" = the run folder).
+    side by side in a compact way. size: how much is measured; random_frames: of random play, where the size's own number is not
+    wanted (0). out: result folder ("" = the run folder).
     """
 
     kind: str = "evaluate"
@@ -245,4 +246,5 @@ class EvaluateStage(StageOptions):
     sampler_steps: int = 0
     step_counts: list[int] = field(default_factory=list)
     size: EvaluationSize = EvaluationSize.full
+    random_frames: int = 0
     out: str = ""
