@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from worldmodel import __version__
 from worldmodel.errors import ConfigError, WorldModelError
-from worldmodel.flags import FlagParser, whole
+from worldmodel.flags import FlagParser, rate, whole, word_or
 
 if TYPE_CHECKING:
     from worldmodel.game.settings import Preview, Settings
@@ -48,13 +48,20 @@ def parser() -> argparse.ArgumentParser:
     words = (__doc__ or "").replace("``", "'")
     p = FlagParser(prog="play.py", description=words, epilog="In the window: F1 shows all keys, Esc the menu.")
     add = p.add_argument
-    add("name", nargs="?", metavar="WORLD", help=f"a bundled world (see --list) or a world folder (default: {DEFAULT_WORLD})")
+    add(
+        "name",
+        nargs="?",
+        metavar="WORLD",
+        help=f"a bundled world (see --list), a folder, or ORG/NAME on the hub (default: {DEFAULT_WORLD})",
+    )
     add("--world", metavar="WORLD", help="the same as a flag")
     add("--real", metavar="NAME", help="play a real game instead: rooms, racing, or any Gymnasium id")
     add("--list", action="store_true", help="list the bundled worlds and stop")
     add("--version", action="version", version=f"worldmodel {__version__}")
     add("--dry-run", action="store_true", help="print what would be played, as JSON, without touching the device")
     group = p.add_argument_group("the world")
+    group.add_argument("--revision", metavar="R", help="of a world on the hub: branch, tag or commit (default: main)")
+    group.add_argument("--offline", action="store_true", help="fetch nothing; play what is here")
     group.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), help="where the network runs (default: auto)")
     group.add_argument("--steps", type=whole(1), metavar="N", help="denoising steps a frame (default: the world's)")
     group.add_argument("--seed", type=whole(0), metavar="N", help="random seed (default: 0)")
@@ -62,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--compile", choices=("auto", "on", "off"), help="auto: behind the game (headless: off); on: wait")
     group.add_argument(
         "--threads",
-        type=_or("auto", whole(1)),
+        type=word_or("auto", whole(1)),
         metavar="N|auto",
         help="CPU threads (default: measured; with a window, one core is left free)",
     )
@@ -74,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--headless", action="store_true", help="no window; as fast as it goes unless --fps is given")
     group.add_argument("--scale", type=whole(1, 64), metavar="N", help="window pixels per picture pixel (default: fits the screen)")
     group.add_argument("--fullscreen", action="store_true")
-    group.add_argument("--fps", type=_or("max", _rate), metavar="N|max", help="pace (default: the world's own)")
+    group.add_argument("--fps", type=word_or("max", rate), metavar="N|max", help="pace (default: the world's own)")
     group.add_argument("--no-hud", action="store_true", help="start without numbers on the screen")
     group = p.add_argument_group("files")
     group.add_argument("--record", type=Path, metavar="FILE.mp4", help="record a video")
@@ -84,20 +91,6 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--no-replay", action="store_true", help="write no replay")
     group.add_argument("--record-episodes", type=Path, metavar="DIR", help="save this play as episodes to train on")
     return p
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.1 <= value <= 1000:
-        raise argparse.ArgumentTypeError(f"a number from 0.1 to 1000 or max is needed, got {text[:40]!r}")
-    return value
-
-
-def _or(word: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    return lambda text: word if text == word else parse(text)
 
 
 def list_worlds() -> int:
@@ -128,7 +121,9 @@ def start(flags: argparse.Namespace) -> int:
         source = str(made_by["source"])
         flags.real = source.removeprefix("real:") if source.startswith("real:") else None
         wanted = None if flags.real else source
-    preview = _preview_real(flags.real) if flags.real else _preview(wanted or DEFAULT_WORLD)
+    if flags.dry_run and wanted and _print_pending(wanted, flags):
+        return 0
+    preview, folder = (_preview_real(flags.real), Path()) if flags.real else _preview(wanted or DEFAULT_WORLD, flags)
     options = {
         "device": flags.device or made_by.get("device") or "auto",
         "steps": flags.steps or made_by.get("steps") or None,
@@ -141,7 +136,7 @@ def start(flags: argparse.Namespace) -> int:
         return 0
     from worldmodel.game.app import play
 
-    return play(_factory(flags.real, preview.source, options), preview, settings)
+    return play(_factory(flags.real, folder, options), preview, settings)
 
 
 def _replayed(flags: argparse.Namespace) -> dict[str, Any]:
@@ -181,24 +176,29 @@ def _settings(flags: argparse.Namespace, compile_wish: str) -> Settings:
     )
 
 
-def _preview(wanted: str) -> Preview:
-    """Find a world's folder and read its description; no weights, no torch."""
-    from worldmodel.config import WorldConfig, find_world
-    from worldmodel.game.settings import Preview
+def _print_pending(wanted: str, flags: argparse.Namespace) -> bool:
+    """For a world that is still on the hub: print what would be fetched."""
+    from worldmodel.hub import pending
 
-    folder = find_world(wanted)
+    plan = pending(wanted, flags.revision, flags.offline)
+    if plan is not None:
+        print(json.dumps({"version": __version__, "download": plan.facts()}, indent=2))
+    return plan is not None
+
+
+def _preview(wanted: str, flags: argparse.Namespace) -> tuple[Preview, Path]:
+    """Find a world's folder (or fetch it) and read its description; no weights, no torch."""
+    from worldmodel.config import WorldConfig
+    from worldmodel.game.settings import Preview
+    from worldmodel.hub import locate
+
+    folder, source = locate(wanted, flags.revision, flags.offline)
     config = WorldConfig.load(folder)
-    pictures = sorted(folder.glob("spawns/*/thumb.png"))
+    picture = next(iter(sorted(folder.glob("spawns/*/thumb.png"))), None)
     demo = folder / "demo.jsonl"
-    return Preview(
-        config.name,
-        wanted if folder.parent == WORLDS else str(folder.resolve()),
-        config.title,
-        pictures[0] if pictures else None,
-        config.actions,
-        (config.height, config.width),
-        demo if demo.is_file() else None,
-    )
+    size = (config.height, config.width)
+    preview = Preview(config.name, source, config.title, picture, config.actions, size, demo if demo.is_file() else None)
+    return preview, folder
 
 
 def _preview_real(name: str) -> Preview:
@@ -208,7 +208,7 @@ def _preview_real(name: str) -> Preview:
     return Preview(name, f"real:{name}", f"{name} (the real game)", thumb if thumb.is_file() else None)
 
 
-def _factory(real: str | None, source: str, options: dict[str, Any]) -> Callable[[Callable[[str, float], None]], World]:
+def _factory(real: str | None, folder: Path, options: dict[str, Any]) -> Callable[[Callable[[str, float], None]], World]:
     """What opens the world, in the thread that will own it: the heavy imports happen here, behind an open window."""
 
     def open_real(report: Callable[[str, float], None]) -> World:
@@ -225,7 +225,7 @@ def _factory(real: str | None, source: str, options: dict[str, Any]) -> Callable
         runtime.setup()
         report("load", 0.6)
         # the game starts the compiled engine itself: it shows the stage, or plays on meanwhile
-        return open_session(source, device=options["device"], steps=options["steps"], threads=options["threads"])
+        return open_session(folder, device=options["device"], steps=options["steps"], threads=options["threads"])
 
     return open_real if real else open_dream
 

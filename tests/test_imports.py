@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BOTTOM = {"worldmodel.config", "worldmodel.action", "worldmodel.world", "worldmodel.errors", "worldmodel.flags"}
+HUB = {"worldmodel.hub", "worldmodel.hub_errors", "worldmodel.hub_transfer"}
 OURS = {"worldmodel", "train", "play", "tests"}
 
 # room -> (rooms of ours it may import, third-party packages it may import; None = any but those named in FORBIDDEN).
@@ -22,12 +23,24 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     "worldmodel.kernels": (set(), {"torch", "triton", "numpy"}),
     "worldmodel.diffusion": (set(), {"torch"}),
     "worldmodel.models": (BOTTOM | {"worldmodel.kernels", "worldmodel.diffusion"}, None),
-    "worldmodel.checkpoint": (BOTTOM | {"worldmodel.models", "worldmodel.runtime"}, None),
+    "worldmodel.sums": (BOTTOM, set()),
+    "worldmodel.hub": (BOTTOM | HUB | {"worldmodel.sums"}, {"huggingface_hub"}),
+    "worldmodel.hub_errors": (BOTTOM, {"huggingface_hub"}),
+    "worldmodel.hub_transfer": (BOTTOM | {"worldmodel.sums"}, {"huggingface_hub"}),
+    "worldmodel.tensor_files": (BOTTOM, {"torch", "safetensors"}),
+    "worldmodel.convert": (BOTTOM | {"worldmodel.models", "worldmodel.tensor_files"}, {"torch"}),
+    "worldmodel.publish": (BOTTOM | HUB | {"worldmodel.sums", "worldmodel.checkpoint"}, {"huggingface_hub"}),
+    "worldmodel.cli": (BOTTOM | {"worldmodel.publish", "worldmodel.convert"}, set()),
+    "worldmodel.checkpoint": (BOTTOM | {"worldmodel.models", "worldmodel.runtime", "worldmodel.sums", "worldmodel.cli"}, None),
     "worldmodel.compiled": (BOTTOM | {"worldmodel.models", "worldmodel.checkpoint", "worldmodel.runtime"}, {"torch", "numpy"}),
     "worldmodel.session": (
         BOTTOM
         | {"worldmodel.models", "worldmodel.kernels", "worldmodel.diffusion"}
         | {"worldmodel.checkpoint", "worldmodel.runtime", "worldmodel.compiled"},
+        {"torch", "numpy"},
+    ),
+    "worldmodel.video_session": (
+        BOTTOM | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime"},
         {"torch", "numpy"},
     ),
     "worldmodel.data": (BOTTOM, None),
@@ -41,7 +54,12 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
         | {"worldmodel.checkpoint", "worldmodel.session", "worldmodel.data"},
         None,
     ),
-    "play": ({"worldmodel"} | BOTTOM | {"worldmodel.game", "worldmodel.data", "worldmodel.session", "worldmodel.runtime"}, set()),
+    "play": (
+        {"worldmodel"}
+        | BOTTOM
+        | {"worldmodel.game", "worldmodel.data", "worldmodel.session", "worldmodel.runtime", "worldmodel.hub"},
+        set(),
+    ),
 }
 NOT_IN_LIBRARY = {"hydra", "omegaconf", "wandb", "tensorboard", "matplotlib"}
 FORBIDDEN = {"worldmodel.data": {"torch"}, "worldmodel.game": {"torch"}, "play": {"torch", "hydra", "omegaconf"}}
@@ -126,6 +144,8 @@ def test_rooms_import_only_what_they_may(path: Path) -> None:
         ("worldmodel.config", "import torch"),
         ("worldmodel.action", "from worldmodel.session import WorldSession"),
         ("worldmodel.checkpoint", "import train.state"),
+        ("worldmodel.hub", "import torch"),
+        ("worldmodel.hub_transfer", "from worldmodel.checkpoint import load_world"),
         ("worldmodel.session", "from omegaconf import OmegaConf"),
         ("train.loop", "from worldmodel.game import app"),
         ("play", "import train"),

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,10 @@ from worldmodel.config import WorldConfig
 from worldmodel.errors import CheckpointError
 from worldmodel.models.codec import FrameCodec
 from worldmodel.models.dit import DiT
+from worldmodel.sums import SUMS, sha256, sums_of
+from worldmodel.sums import verify as verify_sums
 
 FORMAT = "worldmodel-1"
-SUMS = "SHA256SUMS"
 MOST_ACTION = 1e4  # encoded actions are about 1
 
 
@@ -85,15 +87,6 @@ def _check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], file: s
             raise CheckpointError(f"{file} is damaged: {name} holds values that are not finite; export or download the world again")
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: the world folder is incomplete, export or download it again")
@@ -102,34 +95,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open has no iteration
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or cut off ({error}): export or download the world again") from error
-
-
-def _verify(folder: Path) -> None:
-    """Compare every file with SHA256SUMS. Raises CheckpointError naming the first that differs."""
-    sums = folder / SUMS
-    if not sums.is_file():
-        raise CheckpointError(f"{sums} is missing: the world folder is incomplete, export or download it again")
-    listed = set()
-    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
-        digest, _, name = line.partition("  ")
-        file = folder / name
-        if not name.isprintable() or not 0 < len(name) <= 200 or ".." in Path(name).parts or Path(name).is_absolute():
-            raise CheckpointError(f"{sums} has the bad line {line[:80]!r}: export or download the world again")
-        listed.add(name)
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing: the world folder is incomplete, export or download it again")
-        if sha256(file) != digest:
-            raise CheckpointError(f"{file} does not match {SUMS}: it is damaged or was edited; export or download the world again")
-    used = {"config.json", "model.safetensors", "codec.safetensors", *_spawn_files(folder)}
-    for name in sorted(used - listed):
-        what = f"{sums} does not list {name}: it is cut off" if (folder / name).is_file() else f"{folder / name} is missing"
-        raise CheckpointError(f"{what}; export or download the world again")
-
-
-def _spawn_files(folder: Path) -> list[str]:
-    return [
-        p.relative_to(folder).as_posix() for p in (folder / "spawns").glob("[0-9]*/*") if p.name in ("frames.png", "actions.json")
-    ]
 
 
 def _read_spawn(folder: Path, config: WorldConfig) -> Spawn:
@@ -158,7 +123,7 @@ def load_world(folder: Path, verify: bool = True) -> LoadedWorld:
     folder = Path(folder)
     config = WorldConfig.load(folder)
     if verify:
-        _verify(folder)
+        verify_sums(folder)
     model_state, codec_state = _read_tensors(folder / "model.safetensors"), _read_tensors(folder / "codec.safetensors")
     spawns = tuple(_read_spawn(path, config) for path in sorted((folder / "spawns").glob("[0-9]*")))
     if not spawns:
@@ -199,7 +164,7 @@ def export_world(
         for i, spawn in enumerate(spawns):
             _write_spawn(fresh / "spawns" / f"{i:03d}", spawn)
         files = sorted(p for p in fresh.rglob("*") if p.is_file())
-        (fresh / SUMS).write_text("".join(f"{sha256(p)}  {p.relative_to(fresh).as_posix()}\n" for p in files), encoding="utf-8")
+        (fresh / SUMS).write_text(sums_of(fresh), encoding="utf-8")
         for path in (*files, fresh / SUMS):
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -230,3 +195,9 @@ def _write_spawn(folder: Path, spawn: Spawn) -> None:
     Image.fromarray(spawn.frames.reshape(-1, *spawn.frames.shape[2:])).save(folder / "frames.png", optimize=True)
     Image.fromarray(spawn.frames[-1]).save(folder / "thumb.png", optimize=True)
     (folder / "actions.json").write_text(json.dumps(np.round(spawn.actions.astype(float), 6).tolist()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    from worldmodel.cli import main
+
+    sys.exit(main())

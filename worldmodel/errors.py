@@ -21,3 +21,11 @@ class DataError(WorldModelError):
 
 class DeviceError(WorldModelError):
     """The asked-for device cannot be used here."""
+
+
+class HubError(WorldModelError):
+    """A repository on the hub cannot be reached, read or written. unreachable: no answer, rather than a no."""
+
+    def __init__(self, message: str, unreachable: bool = False) -> None:
+        super().__init__(message)
+        self.unreachable = unreachable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 MOST = 10**18  # larger whole numbers are slips, and overflow somewhere further down
 
@@ -28,3 +28,19 @@ def whole(least: int, most: int = MOST) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def rate(text: str) -> float:
+    """A parser of frames a second."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"a number from 0.1 to 1000 or max is needed, got {text[:40]!r}")
+    return value
+
+
+def word_or(word: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser that lets one word through and gives the rest to `parse`."""
+    return lambda text: word if text == word else parse(text)

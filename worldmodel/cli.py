@@ -1,0 +1,63 @@
+"""``python -m worldmodel.checkpoint``: publish a world, and turn public weights into ours and back."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from worldmodel.errors import WorldModelError
+from worldmodel.flags import FlagParser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The door. Returns the exit code: 0 done, 2 an error (one sentence on stderr), 130 Ctrl-C."""
+    flags = parser().parse_args(argv)
+    try:
+        return push(flags) if flags.command == "push" else convert(flags)
+    except WorldModelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags of both commands."""
+    p = FlagParser(prog="python -m worldmodel.checkpoint", description=(__doc__ or "").replace("``", "'"))
+    commands = p.add_subparsers(dest="command", required=True, metavar="push|convert")
+    add = commands.add_parser("push", help="upload a world folder to the Hugging Face Hub").add_argument
+    add("folder", type=Path, metavar="FOLDER", help="a world folder, such as runs/NAME/export")
+    add("repo", metavar="ORG/NAME", help="the model repository; made if it is not there")
+    add("--private", action="store_true", help="only you (and your organization) may see it")
+    add("--license", metavar="ID", help="for a card that names none (default: apache-2.0)")
+    add = commands.add_parser("convert", help="public Wan-family weights -> ours, or back").add_argument
+    add("file", type=Path, metavar="FILE", help="a .pt or .safetensors file")
+    add("out", type=Path, metavar="OUT", help="the .safetensors file to write")
+    add(
+        "--config",
+        required=True,
+        metavar="NAME|FILE",
+        help="wan2.1-t2v-1.3b, wan2.1-t2v-14b, ...-camera, or the model's config.json",
+    )
+    add("--entry", metavar="NAME", help="which of several nets in the file: generator, generator_ema, ...")
+    add("--to", choices=("ours", "reference"), default="ours", help="the layout to write (default: ours)")
+    return p
+
+
+def push(flags: argparse.Namespace) -> int:
+    """Upload and say how to play it."""
+    from worldmodel.publish import push_world
+
+    commit = push_world(flags.folder, flags.repo, flags.private, flags.license)
+    print(f"done: python play.py {flags.repo} (pinned: --revision {commit})")
+    return 0
+
+
+def convert(flags: argparse.Namespace) -> int:
+    """Convert and say what was written."""
+    from worldmodel.convert import convert_file, named_config
+
+    done = convert_file(flags.file, flags.out, named_config(flags.config), flags.entry, to_reference=flags.to == "reference")
+    print(f"{flags.out}: {done.tensors} tensors, {done.parameters} parameters, {done.dtypes}; from {flags.file}{done.entry_note}")
+    return 0
