@@ -131,7 +131,8 @@ class SamplerConfig:
     shift: warps an even grid of noise levels, sigma = s u / (1 + (s - 1) u). presets: step counts that may be chosen.
     steps: the default step count. window: frames that attention sees, the current chunk included; sink: of those, how many first
     frames are kept for ever. chunk: latent frames denoised together. context_sigma: noise level at which a finished frame is
-    committed to the cache (0 = clean). sigmas: noise levels by step count, where they are not the shifted even grid.
+    committed to the cache (0 = clean). sigmas: noise levels by step count, where they are not the shifted even grid. first_steps:
+    steps of a rollout's first chunk where that differs (video worlds, whose rollouts begin with nothing; 0 = as all).
     """
 
     kind: str = "euler"
@@ -143,6 +144,7 @@ class SamplerConfig:
     chunk: int = 1
     context_sigma: float = 0.0
     sigmas: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    first_steps: int = 0
 
     def __post_init__(self) -> None:
         _require(self.kind in SAMPLERS, f"sampler.kind is one of {', '.join(SAMPLERS)}, got {self.kind!r}")
@@ -153,6 +155,7 @@ class SamplerConfig:
             f"sampler.presets and sampler.steps are step counts from 1 to {MOST_STEPS}, got {self.presets} and {self.steps}",
         )
         _require(self.chunk >= 1, f"sampler.chunk must be at least 1, got {self.chunk}")
+        _require(0 <= self.first_steps <= MOST_STEPS, f"sampler.first_steps lies in 0 to {MOST_STEPS}, got {self.first_steps}")
         _require(self.sink >= 0, f"sampler.sink cannot be negative, got {self.sink}")
         _require(self.window <= _MOST_WINDOW, f"sampler.window can be at most {_MOST_WINDOW} frames, got {self.window}")
         least = self.sink + self.chunk + 1

@@ -15,9 +15,6 @@ from torch import Tensor
 from worldmodel.models.dit import DiT
 from worldmodel.models.wan.keys import config_from_reference, from_reference
 
-# Codecs and the text encoder come with the rooms they test; a group named nowhere is run, and fails.
-OTHER_GROUPS = ("F", "G")
-
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -45,13 +42,17 @@ class Case:
         value = self.settings.get(key)
         return default if value is None else value
 
+    def state(self, role: str | None = None) -> dict[str, Tensor]:
+        """Recorded weights, by their public names."""
+        names = self.settings["weights"] if role is None else self.settings["weights"][role]
+        state: dict[str, Tensor] = {}
+        for name in [names] if isinstance(names, str) else names:
+            state |= _weights(self.folder / self.weight_files[name])
+        return state
+
     def model(self, role: str | None = None) -> DiT:
         """The network of the case, or the one that plays `role` in it."""
-        names = self.settings["weights"] if role is None else self.settings["weights"][role]
-        names = [names] if isinstance(names, str) else names
-        state: dict[str, Tensor] = {}
-        for name in names:
-            state |= _weights(self.folder / self.weight_files[name])
+        state = self.state(role)
         camera = any(".prope_o." in key for key in state)
         model = DiT(config_from_reference(self.settings["config"], camera)).eval()
         model.load_state_dict(from_reference(state, model.state_dict()))
@@ -66,8 +67,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
 def load_cases(folder: Path) -> list[Case]:
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     files = {name: info["file"] for name, info in index["weights"].items()}
-    cases = [Case(name, folder, settings, files) for name, settings in index["cases"].items()]
-    return [case for case in cases if case.group not in OTHER_GROUPS]
+    return [Case(name, folder, settings, files) for name, settings in index["cases"].items()]
 
 
 def compare(case: Case, name: str, ours: Tensor) -> tuple[float, float]:

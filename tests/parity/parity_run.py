@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import parity_codec
 import parity_dmd
+import parity_text
 import torch
 from parity_case import Case
 from parity_losses import consistency_distillation, flow_matching_stage, ode_regression
@@ -41,6 +43,10 @@ def run(case: Case) -> Results:
     kinds: list[tuple[bool, Callable[[Case], Results]]] = [
         ("denoising_step_list" in case.settings, few_step_rollout),
         ("sampling_steps" in case.settings, guided_rollout),
+        ("video" in inputs, parity_codec.encode),
+        ({"z", "mean", "std"} <= inputs, parity_codec.decode),
+        ("frames_to_trim" in case.settings, parity_codec.tiny_decode),
+        ({"ids", "mask", "rel_pos"} <= inputs, parity_text.encode),
         ({"x", "t", "context", "flow"} <= inputs, forward),
         ({"q", "k", "v", "o", "viewmats"} <= inputs, camera_transforms),
         ("strings" in case.settings, trajectories),

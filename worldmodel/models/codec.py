@@ -16,7 +16,10 @@ from worldmodel.config import CodecConfig
 
 
 class Codec(Protocol):
-    """Encode and decode pictures. One latent is one frame here, so streaming is simply one call a frame."""
+    """Encode and decode pictures. One latent is one frame here, so streaming is simply one call a frame.
+
+    Codecs of whole videos remember earlier frames and make 1 or 4 frames of a latent: `models.video` has their face.
+    """
 
     def encode(self, rgb: Tensor) -> Tensor:
         """(N,3,H,W) in [-1,1] -> (N,C,h,w) at unit scale."""
