@@ -164,9 +164,10 @@ class DmdStage(ArDiffusionStage):
     where that differs (0 = the same). critic_updates: critic steps per generator step. critic_lr: rate of the critic as a share of
     lr. guidance: of the teacher, against hidden actions (1 = none; the published "3.0" is 4 here). context_frames: real frames
     before the dream. rollout_frames: longest clip, context included; the scores see its last clip_frames. score_min, score_max:
-    range of the noise level that the scores are taken at. anchor: weight of a regression that is not in the paper: clean predictions
-    from noised real clips, with the past that own_rounds makes, must stay near the real ones. (Scores alone say what looks right, not
-    that it follows from the keys.)
+    range of the noise level that the scores are taken at.
+
+    anchor: weight of a regression that is not in the paper: clean predictions from noised real clips, with the past that own_rounds
+    makes, must stay near the real ones. (Scores alone say what looks right, not that it follows from the keys.)
     """
 
     kind: str = "dmd"
