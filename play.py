@@ -66,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--steps", type=whole(1), metavar="N", help="denoising steps a frame (default: the world's)")
     group.add_argument("--seed", type=whole(0), metavar="N", help="random seed (default: 0)")
     group.add_argument("--spawn", type=whole(0), metavar="N", help="starting place (default: 0)")
+    group.add_argument("--prompt", metavar="TEXT|N", help="of a video world: where to start, by text or number")
     group.add_argument("--compile", choices=("auto", "on", "off"), help="auto: behind the game (headless: off); on: wait")
     group.add_argument(
         "--threads",
@@ -130,6 +131,8 @@ def start(flags: argparse.Namespace) -> int:
         "compile": flags.compile or ("off" if made_by else "auto"),
         "threads": flags.threads or made_by.get("threads") or ("auto" if flags.headless else "spare"),
     }
+    if flags.prompt is not None:
+        flags.spawn = _prompted(flags, folder)
     settings = _settings(flags, str(options["compile"]))
     if flags.dry_run:
         print(json.dumps(_described(preview, options, settings), indent=2))
@@ -149,6 +152,14 @@ def _replayed(flags: argparse.Namespace) -> dict[str, Any]:
     from worldmodel.game.replay import read_replay
 
     return read_replay(flags.replay).header
+
+
+def _prompted(flags: argparse.Namespace, folder: Path) -> int:
+    from worldmodel.prompt_list import number
+
+    if flags.real or flags.spawn is not None:
+        raise ConfigError("--prompt is the starting place of a video world: give it without --spawn and --real")
+    return number(folder, flags.prompt)
 
 
 def _settings(flags: argparse.Namespace, compile_wish: str) -> Settings:
@@ -219,13 +230,12 @@ def _factory(real: str | None, folder: Path, options: dict[str, Any]) -> Callabl
 
     def open_dream(report: Callable[[str, float], None]) -> World:
         report("load", 0.1)
-        from worldmodel import runtime
-        from worldmodel.session import open_session  # imports torch
+        from worldmodel import load, runtime  # imports torch
 
         runtime.setup()
         report("load", 0.6)
         # the game starts the compiled engine itself: it shows the stage, or plays on meanwhile
-        return open_session(folder, device=options["device"], steps=options["steps"], threads=options["threads"])
+        return load(str(folder), device=options["device"], steps=options["steps"], threads=options["threads"])
 
     return open_real if real else open_dream
 

@@ -21,6 +21,7 @@ from huggingface_hub import constants, snapshot_download
 import play as door
 from tests.conftest import write_tiny_world
 from tests.hub_server import TOKEN, Hub, Repo
+from tests.test_video_world import make, public  # noqa: F401 - a fixture
 from worldmodel import hub as hub_module
 from worldmodel.cli import main as checkpoint
 from worldmodel.config import WORLDS, WorldConfig
@@ -29,6 +30,7 @@ from worldmodel.hub import fetch_world, hub_name
 from worldmodel.hub_transfer import ORIGIN
 from worldmodel.publish import card_with_metadata
 from worldmodel.sums import SUMS, sums_of, verify
+from worldmodel.video_world import load_video
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME, BIG, SIZE = "alice/tiny", "view.png", 1_000_000
@@ -352,6 +354,14 @@ def test_push_and_play_again(hub, folder, tmp_path, capsys):
     assert checkpoint(["push", str(folder), "alice/new", "--private"]) == 0
     assert "spawns/009/frames.png" not in hub.repos["alice/new"].commits[hub.repos["alice/new"].refs["main"]]
     verify(fetch_world("alice/new"))
+
+
+def test_a_video_world_goes_to_the_hub_and_back(hub, public, tmp_path):  # noqa: F811
+    log_in(tmp_path)
+    folder = make(public)
+    assert checkpoint(["push", str(folder), "alice/video"]) == 0
+    back = load_video(fetch_world("alice/video"))
+    assert [p.text for p in back.prompts] == ["a mill", "boats"] and back.weights_hash == load_video(folder).weights_hash
 
 
 def test_push_refuses_what_is_damaged_or_not_allowed(hub, folder, tmp_path, capsys):

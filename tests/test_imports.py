@@ -17,7 +17,7 @@ OURS = {"worldmodel", "train", "play", "tests"}
 # room -> (rooms of ours it may import, third-party packages it may import; None = any but those named in FORBIDDEN).
 # A room is a module or a package, named by its longest listed prefix; a room may always import itself.
 RULES: dict[str, tuple[set[str], set[str] | None]] = {
-    "worldmodel": ({"worldmodel.session"}, set()),
+    "worldmodel": ({"worldmodel.session", "worldmodel.video_session", "worldmodel.video_world", "worldmodel.config"}, set()),
     **{room: (BOTTOM, {"numpy"}) for room in sorted(BOTTOM)},
     "worldmodel.runtime": (BOTTOM, {"torch", "numpy"}),
     "worldmodel.kernels": (set(), {"torch", "triton", "numpy"}),
@@ -29,8 +29,11 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     "worldmodel.hub_transfer": (BOTTOM | {"worldmodel.sums"}, {"huggingface_hub"}),
     "worldmodel.tensor_files": (BOTTOM, {"torch", "safetensors"}),
     "worldmodel.convert": (BOTTOM | {"worldmodel.models", "worldmodel.tensor_files"}, {"torch"}),
-    "worldmodel.publish": (BOTTOM | HUB | {"worldmodel.sums", "worldmodel.checkpoint"}, {"huggingface_hub"}),
-    "worldmodel.cli": (BOTTOM | {"worldmodel.publish", "worldmodel.convert"}, set()),
+    "worldmodel.publish": (
+        BOTTOM | HUB | {"worldmodel.sums", "worldmodel.checkpoint", "worldmodel.video_world"},
+        {"huggingface_hub"},
+    ),
+    "worldmodel.cli": (BOTTOM | {"worldmodel.publish", "worldmodel.convert", "worldmodel.assemble"}, set()),
     "worldmodel.checkpoint": (BOTTOM | {"worldmodel.models", "worldmodel.runtime", "worldmodel.sums", "worldmodel.cli"}, None),
     "worldmodel.compiled": (BOTTOM | {"worldmodel.models", "worldmodel.checkpoint", "worldmodel.runtime"}, {"torch", "numpy"}),
     "worldmodel.session": (
@@ -42,6 +45,19 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     "worldmodel.video_session": (
         BOTTOM | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime"},
         {"torch", "numpy"},
+    ),
+    "worldmodel.video_world": (
+        BOTTOM
+        | {"worldmodel.models", "worldmodel.checkpoint", "worldmodel.sums", "worldmodel.tensor_files", "worldmodel.prompt_list"}
+        | {"worldmodel.runtime", "worldmodel.video_session"},
+        {"torch"},
+    ),
+    "worldmodel.prompt_list": (BOTTOM, set()),
+    "worldmodel.assemble": (
+        BOTTOM
+        | {"worldmodel.models", "worldmodel.convert", "worldmodel.tensor_files", "worldmodel.video_world", "worldmodel.sums"}
+        | {"worldmodel.video_session", "worldmodel.prompt_list", "worldmodel.runtime", "worldmodel.compiled"},
+        {"torch"},
     ),
     "worldmodel.data": (BOTTOM, None),
     "worldmodel.game": (
@@ -57,7 +73,14 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     "play": (
         {"worldmodel"}
         | BOTTOM
-        | {"worldmodel.game", "worldmodel.data", "worldmodel.session", "worldmodel.runtime", "worldmodel.hub"},
+        | {
+            "worldmodel.game",
+            "worldmodel.data",
+            "worldmodel.session",
+            "worldmodel.runtime",
+            "worldmodel.hub",
+            "worldmodel.prompt_list",
+        },
         set(),
     ),
 }

@@ -38,7 +38,7 @@ def world_config(camera: bool = True, chunk: int = 1, window: int = 6, **sampler
         family="wan",
         frames_per_latent=FRAMES,
         model=model_config(camera),
-        codec=CodecConfig(channels=16),
+        codec=CodecConfig(kind="taehv", decoder_widths=(16, 8, 8)),
         sampler=SamplerConfig(
             kind="consistency", shift=5.0, presets=(1, 2, 4), steps=2, chunk=chunk, window=window, first_steps=4, **sampler
         ),

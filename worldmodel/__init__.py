@@ -9,18 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worldmodel.session import WorldSession
+    from worldmodel.video_session import VideoSession
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(path: str, device: str = "auto", **options: Any) -> WorldSession:
+def load(path: str, device: str = "auto", **options: Any) -> WorldSession | VideoSession:
     """Open a world folder (or the name of a bundled world) as a live session.
 
     path: folder with a ``config.json``, or the name of a world in ``assets/worlds``.
-    device: ``auto``, ``cpu``, ``cuda`` or ``mps``. See `worldmodel.session.open_session` for the options.
+    device: ``auto``, ``cpu``, ``cuda`` or ``mps``. The other options are those of `worldmodel.session.open_session`, or for video
+    worlds of `worldmodel.video_world.open_video`.
     Raises `worldmodel.errors.WorldModelError` (one clear sentence) on anything that cannot be loaded.
     """
+    from worldmodel.config import WorldConfig, find_world
+
+    folder = find_world(path)
+    if WorldConfig.load(folder).family == "wan":
+        from worldmodel.video_world import open_video
+
+        return open_video(folder, device=device, **options)
     from worldmodel.session import open_session
 
-    return open_session(path, device=device, **options)
+    return open_session(folder, device=device, **options)

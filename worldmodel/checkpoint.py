@@ -65,13 +65,14 @@ M = TypeVar("M", bound=nn.Module)
 def _filled(make: Callable[[], M], state: Mapping[str, Tensor], file: str) -> M:
     with torch.device("meta"):  # shapes only: a config that asks for more memory than there is must not get it
         own = make().state_dict()
-    _check_state(own, state, file)
+    check_state(own, state, file)
     module = make()
     module.load_state_dict({k: v.float() for k, v in state.items()})
     return module
 
 
-def _check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], file: str) -> None:
+def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], file: str) -> None:
+    """Raise CheckpointError unless `state` has the names and shapes of `own`; file: what to call it."""
     missing, surplus = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing or surplus:
         what = f"lacks {', '.join(missing[:4])}" if missing else f"has the unknown {', '.join(surplus[:4])}"
@@ -87,7 +88,7 @@ def _check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], file: s
             raise CheckpointError(f"{file} is damaged: {name} holds values that are not finite; export or download the world again")
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: the world folder is incomplete, export or download it again")
     try:
@@ -124,7 +125,7 @@ def load_world(folder: Path, verify: bool = True) -> LoadedWorld:
     config = WorldConfig.load(folder)
     if verify:
         verify_sums(folder)
-    model_state, codec_state = _read_tensors(folder / "model.safetensors"), _read_tensors(folder / "codec.safetensors")
+    model_state, codec_state = read_tensors(folder / "model.safetensors"), read_tensors(folder / "codec.safetensors")
     spawns = tuple(_read_spawn(path, config) for path in sorted((folder / "spawns").glob("[0-9]*")))
     if not spawns:
         raise CheckpointError(f"{folder} has no spawns/NNN: there is no place to start, export or download the world again")

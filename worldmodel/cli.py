@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from worldmodel.errors import WorldModelError
@@ -14,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     """The door. Returns the exit code: 0 done, 2 an error (one sentence on stderr), 130 Ctrl-C."""
     flags = parser().parse_args(argv)
     try:
-        return push(flags) if flags.command == "push" else convert(flags)
+        return {"push": push, "convert": convert, "world": world, "prompt": prompt}[flags.command](flags)
     except WorldModelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """All flags of both commands."""
     p = FlagParser(prog="python -m worldmodel.checkpoint", description=(__doc__ or "").replace("``", "'"))
-    commands = p.add_subparsers(dest="command", required=True, metavar="push|convert")
+    commands = p.add_subparsers(dest="command", required=True, metavar="push|convert|world|prompt")
     add = commands.add_parser("push", help="upload a world folder to the Hugging Face Hub").add_argument
     add("folder", type=Path, metavar="FOLDER", help="a world folder, such as runs/NAME/export")
     add("repo", metavar="ORG/NAME", help="the model repository; made if it is not there")
@@ -42,7 +43,42 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--entry", metavar="NAME", help="which of several nets in the file: generator, generator_ema, ...")
     add("--to", choices=("ours", "reference"), default="ours", help="the layout to write (default: ours)")
+    add = commands.add_parser("world", help="public weights of the Wan family -> a world folder to play").add_argument
+    add("name", metavar="NAME", help="which published world it is, as causal-forcing-2step, or the file of a card")
+    add("file", type=Path, metavar="FILE", help="the transformer's .pt or .safetensors")
+    add("out", type=Path, metavar="FOLDER", help="the world folder to write")
+    add("--codec", type=Path, required=True, metavar="FILE", help="taew2_1 (small and fast) or Wan2.1_VAE")
+    _prompt_flags(add)
+    add = commands.add_parser("prompt", help="add prompts to a video world's folder").add_argument
+    add("folder", type=Path, metavar="FOLDER")
+    _prompt_flags(add)
     return p
+
+
+def _prompt_flags(add: Callable[..., object]) -> None:
+    add("--prompt", action="append", required=True, metavar="TEXT", help="where to start; give it several times for several places")
+    add("--text-encoder", type=Path, required=True, metavar="FILE", help="models_t5_umt5-xxl-enc-bf16.pth")
+    add("--tokenizer", type=Path, required=True, metavar="FILE", help="spiece.model of google/umt5-xxl")
+
+
+def world(flags: argparse.Namespace) -> int:
+    """Convert everything a video world needs into one folder."""
+    from worldmodel.assemble import assemble, embed, read_card
+
+    read_card(flags.name)  # a wrong name is told before the slow part
+    prompts = embed(flags.prompt, flags.text_encoder, flags.tokenizer, print)
+    assemble(Path(flags.name).stem, flags.file, flags.out, flags.codec, prompts, read_card(flags.name))
+    print(f"done: python play.py {flags.out}")
+    return 0
+
+
+def prompt(flags: argparse.Namespace) -> int:
+    """Add prompts to a folder."""
+    from worldmodel.assemble import add_prompts, embed
+
+    add_prompts(flags.folder, embed(flags.prompt, flags.text_encoder, flags.tokenizer, print))
+    print(f"done: python play.py {flags.folder} --prompt {flags.prompt[0]!r}")
+    return 0
 
 
 def push(flags: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ WORLDS = Path(__file__).resolve().parents[1] / "assets" / "worlds"
 ACTIVATIONS = ("gelu_tanh", "silu", "relu2")
 FAMILIES = ("worldmodel", "wan")
 SAMPLERS = ("euler", "adams", "consistency", "flow_map")
+CODECS = ("frame", "wan_vae", "taehv")
 MOST_STEPS = 1000  # noise levels that a schedule tells apart
 _MOST = {"dim": 2**15, "layers": 256, "heads": 1024, "ffn_dim": 2**17, "in_channels": 4096, "out_channels": 4096}
 _MOST |= {"patch": 64, "freq_dim": 2**15, "text_dim": 2**17, "text_len": 2**16, "action_dim": 4096}
@@ -102,18 +103,21 @@ class DiTConfig:
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """The small frame autoencoder: 8x smaller in height and width, one latent per frame.
+    """What turns pictures into latents, 8x smaller in height and width, and back.
 
-    channels: latent channels C. widths, decoder_widths: convolution widths at 1/2, 1/4 and 1/8 of the picture's size.
-    blocks: residual blocks at 1/8 (the other levels have one).
+    kind: ``frame`` (the small autoencoder of bundled worlds, one latent a picture), or of video worlds ``wan_vae`` (of width
+    decoder_widths[0]) and ``taehv`` (decoder_widths from coarse to fine). channels: latent channels C. widths, decoder_widths:
+    convolution widths at 1/2, 1/4 and 1/8 of the picture's size. blocks: residual blocks at 1/8 (the other levels have one).
     """
 
+    kind: str = "frame"
     channels: int = 16
     widths: tuple[int, int, int] = (64, 128, 192)
     decoder_widths: tuple[int, int, int] = (32, 64, 128)
     blocks: int = 2
 
     def __post_init__(self) -> None:
+        _require(self.kind in CODECS, f"codec.kind is one of {', '.join(CODECS)}, got {self.kind!r}")
         _require(1 <= self.channels <= _MOST_WIDTH, f"codec.channels lies in 1 to {_MOST_WIDTH}, got {self.channels}")
         _require(0 <= self.blocks <= _MOST_BLOCKS, f"codec.blocks lies in 0 to {_MOST_BLOCKS}, got {self.blocks}")
         for name in ("widths", "decoder_widths"):
@@ -215,6 +219,7 @@ class WorldConfig:
         _require(self.frames_per_latent >= 1, f"frames_per_latent must be at least 1, got {self.frames_per_latent}")
         flow_map = self.sampler.kind == "flow_map"
         _require(flow_map == self.model.flow_map, "the sampler flow_map goes with model.flow_map, and only with it")
+        _require((self.family == "wan") == (self.codec.kind != "frame"), "codec.kind frame goes with the family worldmodel alone")
         if self.family == "worldmodel":
             _require(
                 self.model.action_dim == self.actions.width,

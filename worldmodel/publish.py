@@ -13,6 +13,7 @@ from worldmodel.hub import KINDS, hub_name
 from worldmodel.hub_errors import LOG_IN, explained
 from worldmodel.hub_transfer import megabytes
 from worldmodel.sums import SUMS
+from worldmodel.video_world import load_video
 
 LIBRARY = "worldmodel"
 LICENCE = "apache-2.0"
@@ -33,14 +34,23 @@ def push_world(folder: Path, repo: str, private: bool = False, licence: str | No
         raise ConfigError(f"{repo!r} is no name of a repository: give ORG/NAME")
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} is not a world folder: it has no config.json")
-    world = load_world(folder)
-    world.build()
-    files = _contents(folder, world.config, licence)
-    print(f"{folder}: world {world.config.name!r}, {len(files)} files, {megabytes(_size(files))}; to {repo}", flush=True)
+    config, weights_hash = _checked(folder)
+    files = _contents(folder, config, licence)
+    print(f"{folder}: world {config.name!r}, {len(files)} files, {megabytes(_size(files))}; to {repo}", flush=True)
     with explained(repo, kept=False):
         if get_token() is None:
             raise HubError(f"pushing to {repo} needs an account: {LOG_IN} and run the same command again")
-        return _send(repo, files, private, f"World {world.config.name} ({world.weights_hash})")
+        return _send(repo, files, private, f"World {config.name} ({weights_hash})")
+
+
+def _checked(folder: Path) -> tuple[WorldConfig, str]:
+    """(config, hash of the weights) of a folder whose every part has been read and fits. Raises WorldModelErrors."""
+    if WorldConfig.load(folder).family == "wan":
+        video = load_video(folder)
+        return video.config, video.weights_hash
+    world = load_world(folder)
+    world.build()
+    return world.config, world.weights_hash
 
 
 def _contents(folder: Path, config: WorldConfig, licence: str | None) -> dict[str, Path | bytes]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from worldmodel import compiled, runtime
 from worldmodel.action import NOOP, Action
 from worldmodel.checkpoint import LoadedWorld, load_world
-from worldmodel.config import MOST_STEPS, find_world
+from worldmodel.config import MOST_STEPS, WorldConfig, find_world
 from worldmodel.diffusion import euler_sigmas, sample
 from worldmodel.errors import ConfigError
 from worldmodel.models.attention import Layout
@@ -51,9 +51,9 @@ def open_session(
     (measured, but a core is left to the window and the build). Raises WorldModelErrors.
     """
     folder = find_world(world)
+    if WorldConfig.load(folder).family != "worldmodel":
+        raise ConfigError(f"{folder.name!r} is a video world: open it with worldmodel.load")
     loaded = load_world(folder)
-    if loaded.config.family != "worldmodel":
-        raise ConfigError(f"this client cannot play worlds of the family {loaded.config.family!r} yet")
     if loaded.config.frames_per_latent != 1:
         raise ConfigError(
             f"this client plays worlds of one picture a latent, but {loaded.config.name!r} makes "

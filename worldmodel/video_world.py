@@ -1,0 +1,175 @@
+"""Folders of video worlds (the Wan 2.1 family) <-> live objects: as other world folders, but with prompts for starting places.
+
+config.json, model.safetensors, codec.safetensors (the decoder), prompts/NNN.safetensors (an embedding, its text beside it),
+README.md and SHA256SUMS. Weights stay mapped in their own type until they are placed on a device. Shapes: L tokens, D text width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel import prompt_list, runtime
+from worldmodel.checkpoint import check_state, read_tensors
+from worldmodel.config import CodecConfig, WorldConfig
+from worldmodel.errors import CheckpointError, ConfigError
+from worldmodel.models.dit import DiT
+from worldmodel.models.video import StreamNet
+from worldmodel.models.wan.tiny_decoder import TinyDecoder
+from worldmodel.models.wan.vae import WanDecoder
+from worldmodel.sums import SUMS, sha256, sums_of
+from worldmodel.sums import verify as verify_sums
+from worldmodel.tensor_files import Facts, write_tensors
+from worldmodel.video_session import VideoSession
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A starting place: its text, and what the text encoder made of it, (L,D)."""
+
+    text: str
+    embedding: Tensor
+
+
+@dataclass(frozen=True)
+class LoadedVideo:
+    """What the folder of a video world holds, checked but not yet placed. weights_hash: short id of model and decoder weights."""
+
+    config: WorldConfig
+    model: DiT
+    decoder: StreamNet
+    prompts: tuple[Prompt, ...]
+    weights_hash: str
+
+
+def decoder_of(codec: CodecConfig) -> StreamNet:
+    """The decoder of a video codec, untrained."""
+    if codec.kind == "taehv":
+        first, second, third = codec.decoder_widths
+        return TinyDecoder((first, second, third, third))
+    if codec.kind == "wan_vae":
+        return WanDecoder(codec.decoder_widths[0])
+    raise ConfigError(f"a video world's codec.kind is wan_vae or taehv, got {codec.kind!r}")
+
+
+def _assigned(module: nn.Module, state: Mapping[str, Tensor], file: str) -> None:
+    """Put mapped tensors in the place of shapes."""
+    check_state(module.state_dict(), state, file)
+    module.load_state_dict(state, assign=True)
+
+
+def load_video(folder: Path, verify: bool = True) -> LoadedVideo:
+    """Read and check a video world. Raises ConfigError or CheckpointError: missing, damaged, cut off, wrong version or shapes."""
+    folder = Path(folder)
+    config = WorldConfig.load(folder)
+    if config.family != "wan":
+        raise ConfigError(f"{folder} is a world of the family {config.family!r}, not a video world")
+    if verify:
+        verify_sums(folder)
+    with torch.device("meta"):
+        model, decoder = DiT(config.model), decoder_of(config.codec)
+    _assigned(model, read_tensors(folder / "model.safetensors"), "model.safetensors")
+    _assigned(decoder, read_tensors(folder / "codec.safetensors"), "codec.safetensors")
+    files, texts = sorted((folder / prompt_list.FOLDER).glob("[0-9]*.safetensors")), prompt_list.texts(folder)
+    if len(files) != len(texts):
+        raise CheckpointError(f"{folder} has {len(files)} prompt embeddings and {len(texts)} texts: convert the world again")
+    prompts = tuple(_read_prompt(path, text, config) for path, text in zip(files, texts, strict=True))
+    if not prompts:
+        raise CheckpointError(f"{folder} has no prompts/NNN.safetensors: there is no place to start, convert the world again")
+    weights = sha256(folder / "model.safetensors") + sha256(folder / "codec.safetensors")
+    return LoadedVideo(config, model, decoder, prompts, hashlib.sha256(weights.encode()).hexdigest()[:16])
+
+
+def open_video(
+    folder: Path,
+    device: str = "auto",
+    steps: int | None = None,
+    threads: int | str = "auto",
+    dtype: torch.dtype | None = None,
+) -> VideoSession:
+    """Load a video world and place it on a device.
+
+    steps: denoising steps a chunk (None: the world's own). threads: CPU threads; ``auto`` is all cores, ``spare`` all but one.
+    Raises WorldModelErrors.
+    """
+    loaded = load_video(folder)
+    place, reason = runtime.pick_device(device)
+    if place.type == "cpu":
+        spared = runtime.available_threads() - (threads == "spare")
+        runtime.set_threads(max(1, spared) if isinstance(threads, str) else threads)
+    prompts = [p.embedding for p in loaded.prompts]
+    kind = dtype or runtime.pick_dtype(place)
+    session = VideoSession(loaded.config, loaded.model, loaded.decoder, prompts, place, kind, steps, loaded.weights_hash)
+    session.device_note = reason
+    return session
+
+
+def _read_prompt(path: Path, text: str, config: WorldConfig) -> Prompt:
+    embedding = read_tensors(path).get("embedding")
+    if embedding is None:
+        raise CheckpointError(f"{path} holds no prompt embedding: make it again")
+    check_prompt(Prompt(text, embedding), config)
+    return Prompt(text, embedding)
+
+
+def check_prompt(prompt: Prompt, config: WorldConfig) -> None:
+    """Raise CheckpointError unless the embedding is one that this world's model can take."""
+    most, width, shape = config.model.text_len, config.model.text_dim, tuple(prompt.embedding.shape)
+    if len(shape) != 2 or shape[1] != width or not 1 <= shape[0] <= most:
+        raise CheckpointError(
+            f"the embedding of {prompt.text[:40]!r} has the shape {shape}, {config.name!r} takes (1 to {most}, {width}): "
+            "make it with the text encoder of this family"
+        )
+
+
+def write_prompt(folder: Path, number: int, prompt: Prompt) -> None:
+    """Write ``prompts/NNN`` of a folder in the making."""
+    path = folder / prompt_list.FOLDER / f"{number:03d}.safetensors"
+    embedding = prompt.embedding.detach().cpu().contiguous()
+    write_tensors(path, {"embedding": Facts(embedding.dtype, tuple(embedding.shape))}, iter([("embedding", embedding)]), {})
+    path.with_suffix(".json").write_text(json.dumps({"text": prompt.text}) + "\n", encoding="utf-8")
+
+
+def export_video(
+    folder: Path, config: WorldConfig, model: Path, codec_state: Mapping[str, Tensor], prompts: Sequence[Prompt], card: str
+) -> None:
+    """Write a video world, whole or not at all. model: a .safetensors file in our layout, which is moved into the folder.
+
+    Raises CheckpointError if there is no prompt or the disk refuses.
+    """
+    if not prompts:
+        raise CheckpointError("a video world needs at least one prompt embedding")
+    for prompt in prompts:
+        check_prompt(prompt, config)
+    folder = Path(folder)
+    fresh, old = folder.with_name(folder.name + ".new.tmp"), folder.with_name(folder.name + ".old.tmp")
+
+    def codec() -> Iterator[tuple[str, Tensor]]:
+        yield from ((name, tensor.detach().cpu().contiguous()) for name, tensor in codec_state.items())
+
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        (fresh / prompt_list.FOLDER).mkdir(parents=True)
+        (fresh / "config.json").write_text(config.to_json(), encoding="utf-8")
+        (fresh / "README.md").write_text(card, encoding="utf-8")
+        shutil.move(model, fresh / "model.safetensors")
+        facts = {name: Facts(t.dtype, tuple(t.shape)) for name, t in codec_state.items()}
+        write_tensors(fresh / "codec.safetensors", facts, codec(), {})
+        for number, prompt in enumerate(prompts):
+            write_prompt(fresh, number, prompt)
+        (fresh / SUMS).write_text(sums_of(fresh), encoding="utf-8")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise CheckpointError(f"the world could not be written to {folder}: {error}") from error
