@@ -4,7 +4,8 @@ The sequence is [clean | noisy]; each chunk of noisy frames has its own noise le
 At play time the context is the network's own, imperfect work. Two things prepare it. In a share of the clips the clean half is
 noised a little, and the network is told. With ``own_rounds`` the clean half is what the network makes of it with the sampler of the
 game, all frames at once, several times over: after r rounds a frame carries the errors of r generations, at the price of r x steps
-forward passes and without a rollout frame by frame. What is to be predicted stays the real clip.
+forward passes and without a rollout frame by frame. What is to be predicted stays the real clip. Only for networks that are
+trained already (``init=``): from scratch the pasts that it paints teach it nothing (docs/results.md).
 """
 
 from __future__ import annotations
