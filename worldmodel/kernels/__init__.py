@@ -1,6 +1,184 @@
-"""The only door to the fused ops. Every op has its truth in `reference`; which implementation runs is decided here."""
+"""The only door to the fused ops. Every op has its truth in `reference`; which implementation runs is decided here, by `KERNELS`.
 
-from worldmodel.kernels.block_attention import BlockPlan, block_attention, plan_blocks
-from worldmodel.kernels.reference import attention, modulate, rotate
+``WORLDMODEL_KERNELS`` chooses: ``reference`` (plain PyTorch), ``auto`` (the kernels on an NVIDIA GPU with Triton, by the table) or
+``triton`` (the kernels always, also for other types and in graphs; on a CPU that wants ``TRITON_INTERPRET=1``). Not set: `DEFAULT`.
 
-__all__ = ["BlockPlan", "attention", "block_attention", "modulate", "plan_blocks", "rotate"]
+Shapes: B batch, F frames, N heads, S tokens a frame, Q/K query and key tokens, E head width, D model width.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.kernels import reference
+from worldmodel.kernels.block_attention import BlockPlan, FrameRule, attend_by_plan, make_plan
+from worldmodel.kernels.reference import attention, rotate
+
+__all__ = [
+    "KERNELS",
+    "BlockPlan",
+    "FrameRule",
+    "attention",
+    "block_attention",
+    "gate_residual",
+    "modulate",
+    "plan_blocks",
+    "qk_norm_rope",
+    "ring_attention",
+    "rotate",
+]
+
+CHOICES = ("auto", "reference", "triton")
+DEFAULT = "reference"  # no kernel has run on a GPU yet: until `pytest -m gpu` is green there, nobody gets them unasked
+HALF = (torch.bfloat16, torch.float16)
+
+
+def _ring() -> Callable[..., Any]:
+    from worldmodel.kernels.triton_ring import ring_attention as kernel
+
+    return kernel
+
+
+def _blocks() -> Callable[..., Any]:
+    from worldmodel.kernels.triton_blocks_op import block_attention as kernel
+
+    return kernel
+
+
+def _qk() -> Callable[..., Any]:
+    from worldmodel.kernels.triton_qk import qk_norm_rope as kernel
+
+    return kernel
+
+
+def _modulate() -> Callable[..., Any]:
+    from worldmodel.kernels.triton_rows_op import modulate as kernel
+
+    return kernel
+
+
+def _gate() -> Callable[..., Any]:
+    from worldmodel.kernels.triton_rows_op import gate_residual as kernel
+
+    return kernel
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The Triton form of an op: how to import it, the types it is for (none: never), and whether also where a graph is compiled.
+
+    Element-wise ops are left to the compiler there: it fuses them with their neighbours too.
+    """
+
+    load: Callable[[], Callable[..., Any]]  # import statements: tracers understand no other way
+    dtypes: tuple[torch.dtype, ...]
+    compiled: bool = False
+
+
+KERNELS = {
+    "ring_attention": Kernel(_ring, HALF),
+    "block_attention": Kernel(_blocks, HALF, compiled=True),
+    "qk_norm_rope": Kernel(_qk, (*HALF, torch.float32)),
+    "modulate": Kernel(_modulate, (*HALF, torch.float32)),
+    "gate_residual": Kernel(_gate, (*HALF, torch.float32)),
+}
+
+_able: dict[str, bool] = {}
+
+
+def _can_run(device: torch.device) -> bool:
+    """Whether kernels compile for this device: NVIDIA from Ampere on, and Triton installed.
+
+    Asked once a device, and not by traced code, which cannot ask: the plan of a pass is made before.
+    """
+    key = f"{device.type}:{device.index}"
+    if key not in _able and not torch.compiler.is_compiling():
+        nvidia = device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+        _able[key] = nvidia and importlib.util.find_spec("triton") is not None
+    return _able.get(key, False)
+
+
+def _wanted() -> str:
+    """Raises ValueError on an unknown choice."""
+    wanted = os.environ.get("WORLDMODEL_KERNELS", DEFAULT)
+    if wanted not in CHOICES:
+        raise ValueError(f"WORLDMODEL_KERNELS is {wanted!r}: it can be {', '.join(CHOICES)}")
+    return wanted
+
+
+def _kernel(op: str, x: Tensor) -> Callable[..., Any] | None:
+    """The Triton form of `op` for tensors like `x`, or None where the reference runs."""
+    kernel, wanted = KERNELS[op], _wanted()
+    if wanted == "reference":
+        return None
+    if wanted == "auto":
+        if not x.is_cuda or x.dtype not in kernel.dtypes or not _can_run(x.device):
+            return None
+        if torch.compiler.is_compiling() and not kernel.compiled:
+            return None
+    return kernel.load()
+
+
+def _wants_grad(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def ring_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of a chunk over what the cache shows it. q (B,N,Q,E), k and v (B,N,K,E) -> (B,N,Q,E).
+
+    The kernel has no backward pass: where a gradient is wanted the reference runs.
+    """
+    kernel = None if _wants_grad(q, k, v) else _kernel("ring_attention", q)
+    return reference.attention(q, k, v) if kernel is None else kernel(q, k, v)
+
+
+def plan_blocks(frame_mask: np.ndarray, tokens: int, device: torch.device, rule: FrameRule | None = None) -> BlockPlan:
+    """Prepare block attention on `device`: frame_mask (bool, query frames x key frames; every row sees something), and the same as
+    a rule where it is one."""
+    by_rule = rule is not None and _wanted() != "reference" and _can_run(device) and bool(KERNELS["block_attention"].dtypes)
+    return make_plan(frame_mask, tokens, device, rule, flex=device.type == "cuda" and not by_rule)
+
+
+def block_attention(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Tensor:
+    """Attention by `plan`. q (B,N,Q,E), k and v (B,N,K,E), frame-major tokens -> (B,N,Q,E)."""
+    kernel = None if plan.rule is None or plan.dense else _kernel("block_attention", q)
+    return attend_by_plan(q, k, v, plan) if kernel is None else kernel(q, k, v, plan.rule, plan.tokens)
+
+
+def qk_norm_rope(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gain_q: Tensor,
+    gain_k: Tensor,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    slot: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """RMS norm of q and k over D, gain, head split and rotation: q, k, v (B,S,D) -> (B,N,S,E) in v's dtype.
+
+    gains (D,), cos and sin (S,E/2) float32. slot: places (B,N,S,E) in a cache that k and v are written to and returned as.
+    The kernel has no backward pass: where a gradient is wanted the reference runs.
+    """
+    kernel = None if _wants_grad(q, k, v, gain_q, gain_k) else _kernel("qk_norm_rope", q)
+    return (kernel or reference.qk_norm_rope)(q, k, v, gain_q, gain_k, eps, cos, sin, heads, slot)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """Layer norm without affine, then (1 + scale) and shift. x (B,F,S,D); shift and scale (B,F,1,D)."""
+    return (_kernel("modulate", x) or reference.modulate)(x, shift, scale, eps)  # type: ignore[no-any-return]
+
+
+def gate_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """x + y * gate. x and y (B,F,S,D); gate (B,F,1,D)."""
+    return (_kernel("gate_residual", x) or reference.gate_residual)(x, y, gate)  # type: ignore[no-any-return]

@@ -1,6 +1,7 @@
-"""Attention in which whole frames see whole frames (training layouts): picks the fastest exact way for the device at hand.
+"""Attention in which whole frames see whole frames (training layouts), prepared once for a device.
 
-No mask over token pairs is built on the CPU (query frames that see the same frames are served by one dense call), and on CUDA
+Where the layout is a rule and Triton is at hand, the kernel takes the rule (see `worldmodel.kernels`). What is here serves the
+rest: no mask over token pairs is built on the CPU (query frames that see the same frames are served by one dense call), and on CUDA
 inside a compiled graph FlexAttention computes the mask from the frame table.
 """
 
@@ -20,17 +21,36 @@ from worldmodel.kernels import reference
 Group = tuple[slice, tuple[slice, ...]]
 
 
+@dataclass(frozen=True)
+class FrameRule:
+    """Who sees whom, as a rule instead of a table: what a kernel needs to skip keys without reading a mask.
+
+    A frame sees its own and earlier chunks of `chunk` frames (the first of `first`, 0 = `chunk`). window: frames seen, counted back
+    from the end of the own chunk, `sink` of them being the first of the clip; 0 = all. doubled: the sequence is [clean | noisy], a
+    noisy chunk sees itself and the clean frames of earlier chunks. frames: of one half.
+    """
+
+    frames: int
+    chunk: int
+    first: int = 0
+    window: int = 0
+    sink: int = 0
+    doubled: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class BlockPlan:
     """Who sees whom, prepared for one device. Made by `plan_blocks`, used by `block_attention`.
 
-    groups: query frames (as token slices) with the token slices of the keys they see. dense: every query sees every key.
+    groups: query frames (as token slices) with the token slices of the keys they see. dense: every query sees every key. rule: the
+    same as a rule, where it is one.
     """
 
     tokens: int
     dense: bool
     groups: tuple[Group, ...]
     table: Tensor
+    rule: FrameRule | None = None
     flex: Any = field(default=None)
 
 
@@ -46,7 +66,9 @@ def _groups(mask: np.ndarray, tokens: int) -> tuple[Group, ...]:
 
 
 @lru_cache(maxsize=32)
-def _plan(mask_bytes: bytes, shape: tuple[int, int], tokens: int, device: torch.device, flex: bool) -> BlockPlan:
+def _plan(
+    mask_bytes: bytes, shape: tuple[int, int], tokens: int, device: torch.device, rule: FrameRule | None, flex: bool
+) -> BlockPlan:
     mask = np.frombuffer(mask_bytes, dtype=bool).reshape(shape)
     table = torch.from_numpy(mask.copy()).to(device)
     block_mask = None
@@ -57,28 +79,33 @@ def _plan(mask_bytes: bytes, shape: tuple[int, int], tokens: int, device: torch.
             return table[query // tokens, key // tokens]
 
         block_mask = create_block_mask(visible, None, None, shape[0] * tokens, shape[1] * tokens, device=str(device))
-    return BlockPlan(tokens, bool(mask.all()), _groups(mask, tokens), table, block_mask)
+    return BlockPlan(tokens, bool(mask.all()), _groups(mask, tokens), table, rule, block_mask)
 
 
-def plan_blocks(frame_mask: np.ndarray, tokens: int, device: torch.device) -> BlockPlan:
-    """Prepare `frame_mask` (bool, query frames x key frames; every row sees something) for `device`. Cached by content."""
+def make_plan(frame_mask: np.ndarray, tokens: int, device: torch.device, rule: FrameRule | None, flex: bool) -> BlockPlan:
+    """A plan for `device`, cached by content. flex: also prepare FlexAttention, whose mask takes memory while it is built."""
     assert frame_mask.any(axis=1).all(), "a frame that sees nothing has no attention"
     mask = np.ascontiguousarray(frame_mask, dtype=bool)
-    return _plan(mask.tobytes(), mask.shape, tokens, torch.device(device), torch.device(device).type == "cuda")
+    return _plan(mask.tobytes(), mask.shape, tokens, device, rule, flex)
 
 
-def block_attention(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Tensor:
+def attend_by_plan(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Tensor:
     """q (B,N,Q,E), k and v (B,N,K,E), frame-major tokens -> (B,N,Q,E); equals `reference.masked_attention`."""
     if plan.dense:
         return reference.attention(q, k, v)
-    if plan.flex is not None:
-        if torch.compiler.is_compiling():
-            from torch.nn.attention.flex_attention import flex_attention
+    if plan.flex is not None and torch.compiler.is_compiling():
+        from torch.nn.attention.flex_attention import flex_attention
 
-            return flex_attention(q, k, v, block_mask=plan.flex)
+        return flex_attention(q, k, v, block_mask=plan.flex)
+    if q.is_cuda:
         return reference.masked_attention(q, k, v, plan.table, plan.tokens)
+    return attend_by_groups(q, k, v, plan.groups)
+
+
+def attend_by_groups(q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...]) -> Tensor:
+    """One dense call for all query frames that see the same frames."""
     parts = []
-    for queries, keys in plan.groups:
+    for queries, keys in groups:
         k_seen = k[:, :, keys[0]] if len(keys) == 1 else torch.cat([k[:, :, s] for s in keys], dim=2)
         v_seen = v[:, :, keys[0]] if len(keys) == 1 else torch.cat([v[:, :, s] for s in keys], dim=2)
         parts.append(reference.attention(q[:, :, queries], k_seen, v_seen))

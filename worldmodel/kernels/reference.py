@@ -30,3 +30,36 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """Layer norm without affine, then (1 + scale) and shift. x (B,F,S,D); shift and scale (B,F,1,D)."""
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), 1 + scale)
+
+
+def gate_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """x + y * gate. x and y (B,F,S,D); gate (B,F,1,D)."""
+    return torch.addcmul(x, y, gate)
+
+
+def qk_norm_rope(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gain_q: Tensor,
+    gain_k: Tensor,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    slot: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """RMS norm of q and k over D, gain, head split and rotation. q, k, v (B,S,D) -> (B,N,S,E) in v's dtype.
+
+    gains (D,), cos and sin (S,E/2) float32. slot: places (B,N,S,E) in a cache that k and v are written to and returned as.
+    """
+    turned = []
+    for x, gain in ((q, gain_q), (k, gain_k)):
+        normed = F.rms_norm(x, x.shape[-1:], gain.to(x.dtype), eps)
+        turned.append(rotate(normed.unflatten(-1, (heads, -1)).transpose(1, 2), cos, sin).to(v.dtype))
+    values = v.unflatten(-1, (heads, -1)).transpose(1, 2)
+    if slot is None:
+        return turned[0], turned[1], values
+    slot[0].copy_(turned[1])
+    slot[1].copy_(values)
+    return turned[0], *slot

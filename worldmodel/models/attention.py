@@ -66,6 +66,11 @@ class Layout:
         own = ends == ends.T
         return np.block([[causal, np.zeros_like(causal)], [causal & ~own, own]])
 
+    def rule(self, frames: int) -> kernels.FrameRule:
+        """`frame_mask` as kernels take it."""
+        chunk = frames if self.kind == "bidirectional" else self.chunk
+        return kernels.FrameRule(frames, chunk, self.first, self.window, self.sink, self.kind == "teacher_forcing")
+
 
 @dataclass(frozen=True, eq=False)
 class AttentionContext:
@@ -102,7 +107,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, cfg: DiTConfig) -> None:
         super().__init__()
-        self.heads = cfg.heads
+        self.heads, self.eps = cfg.heads, cfg.eps
         self.qkv = nn.Linear(cfg.dim, 3 * cfg.dim)
         self.out = nn.Linear(cfg.dim, cfg.dim)
         self.norm_q = QKNorm(cfg.dim, eps=cfg.eps)
@@ -115,24 +120,35 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, layer: int, ctx: AttentionContext) -> Tensor:
         """x (B, F*S, D) -> (B, F*S, D)."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q, k, v = _heads(self.norm_q(q), self.heads), _heads(self.norm_k(k), self.heads), _heads(v, self.heads)
-        q_all, k_all, v_all = kernels.rotate(q, ctx.cos, ctx.sin).to(v.dtype), kernels.rotate(k, ctx.cos, ctx.sin).to(v.dtype), v
-        cameras = ctx.cameras if self.camera_out is not None else None
-        if cameras is not None:  # the camera branch is a second set of heads: unrotated, in projective coordinates
-            to_world, from_world = cameras
-            q_all = torch.cat((q_all, transform(q, to_world.mT).to(v.dtype)), dim=1)
-            k_all = torch.cat((k_all, transform(k, from_world).to(v.dtype)), dim=1)
-            v_all = torch.cat((v_all, transform(v, from_world)), dim=1)
+        cameras, slot = ctx.cameras if self.camera_out is not None else None, None
+        if cameras is not None:
+            q, k, v = self._with_cameras(q, k, v, ctx, cameras)
+        else:
+            if ctx.cache is not None and not torch.is_grad_enabled():
+                slot = ctx.cache.scratch(layer, x.shape[1])
+            gains, angles = (self.norm_q.weight, self.norm_k.weight), (ctx.cos, ctx.sin)
+            q, k, v = kernels.qk_norm_rope(q, k, v, *gains, self.eps, *angles, self.heads, slot)
         if ctx.cache is not None:
-            out = kernels.attention(q_all, *ctx.cache.extend(layer, k_all, v_all))
+            seen = ctx.cache.extend(layer, k, v) if slot is None else ctx.cache.visible(layer, x.shape[1])
+            out = kernels.ring_attention(q, *seen)
         else:
             assert ctx.plan is not None
-            out = kernels.block_attention(q_all, k_all, v_all, ctx.plan)
+            out = kernels.block_attention(q, k, v, ctx.plan)
         y = self.out(_merge(out[:, : self.heads]))
         if cameras is not None:
             assert self.camera_out is not None
             y = y + self.camera_out(_merge(transform(out[:, self.heads :], cameras[0])))
         return y
+
+    def _with_cameras(
+        self, q: Tensor, k: Tensor, v: Tensor, ctx: AttentionContext, cameras: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The camera branch is a second set of heads: unrotated, in projective coordinates."""
+        to_world, from_world = cameras
+        q, k, v = _heads(self.norm_q(q), self.heads), _heads(self.norm_k(k), self.heads), _heads(v, self.heads)
+        q_all = (kernels.rotate(q, ctx.cos, ctx.sin).to(v.dtype), transform(q, to_world.mT).to(v.dtype))
+        k_all = (kernels.rotate(k, ctx.cos, ctx.sin).to(v.dtype), transform(k, from_world).to(v.dtype))
+        return torch.cat(q_all, dim=1), torch.cat(k_all, dim=1), torch.cat((v, transform(v, from_world)), dim=1)
 
 
 class CrossAttention(nn.Module):

@@ -49,12 +49,12 @@ class Block(nn.Module):
         """x (B,T,S,D), modulation (B,T,6,D) per frame -> (B,T,S,D)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + modulation)[:, :, :, None].unbind(2)
         h = kernels.modulate(x, shift1, scale1, self.eps)
-        x = torch.addcmul(x, self.attention(h.flatten(1, 2), self.layer, ctx).view_as(x), gate1)
+        x = kernels.gate_residual(x, self.attention(h.flatten(1, 2), self.layer, ctx).view_as(x), gate1)
         if self.cross is not None and self.cross_norm is not None:
             assert text is not None, "this model needs text"
             x = x + self.cross(self.cross_norm(x).flatten(1, 2), text).view_as(x)
         h = kernels.modulate(x, shift2, scale2, self.eps)
-        return torch.addcmul(x, self.ffn_out(_activation(self.ffn_in(h), self.activation)), gate2)
+        return kernels.gate_residual(x, self.ffn_out(_activation(self.ffn_in(h), self.activation)), gate2)
 
 
 class DiT(nn.Module):
@@ -178,7 +178,9 @@ class DiT(nn.Module):
             matrices = projections(*cameras)
             if doubled:
                 matrices = (matrices[0].repeat(1, 2, 1, 1), matrices[1].repeat(1, 2, 1, 1))
-        plan = None if cache is not None else kernels.plan_blocks(layout.frame_mask(frames), rows * cols, device)
+        plan = None
+        if cache is None:
+            plan = kernels.plan_blocks(layout.frame_mask(frames), rows * cols, device, layout.rule(frames))
         return AttentionContext(cos, sin, matrices, plan, cache)
 
     def _condition(self, sigma: Tensor, actions: Tensor | None, keep: Tensor | None, end: Tensor | None = None) -> Tensor:

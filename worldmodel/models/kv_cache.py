@@ -65,14 +65,22 @@ class KVCache:
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B,N,chunk*S,E) of the current chunk -> those of all visible frames followed by the chunk."""
-        start = self.filled * self.tokens
-        end = start + k.shape[2]
-        keys, values = self.store[layer, 0], self.store[layer, 1]
         if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
-            return torch.cat((keys[:, :, :start], k), dim=2), torch.cat((values[:, :, :start], v), dim=2)
-        keys[:, :, start:end] = k
-        values[:, :, start:end] = v
-        return keys[:, :, :end], values[:, :, :end]
+            keys, values = self.visible(layer, 0)
+            return torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
+        for place, new in zip(self.scratch(layer, k.shape[2]), (k, v), strict=True):
+            place.copy_(new)
+        return self.visible(layer, k.shape[2])
+
+    def scratch(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Where `tokens` keys and values (B,N,tokens,E) of the current chunk go."""
+        start = self.filled * self.tokens
+        return self.store[layer, 0, :, :, start : start + tokens], self.store[layer, 1, :, :, start : start + tokens]
+
+    def visible(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all visible frames and of the first `tokens` of the scratch."""
+        end = self.filled * self.tokens + tokens
+        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
 
     def slot(self, frame: int) -> int | None:
         """Where the frame with this index lives once committed; None if it is not kept (no ring beside the sink)."""

@@ -1,0 +1,205 @@
+"""Attention of one chunk's queries over the cache, split over keys: few queries over many keys would leave most of a GPU idle.
+
+Every program walks a part of the keys with an online softmax; where there is more than one part, a second kernel weighs the parts
+by their log-sum-exp (flash-decoding). The number of keys is a runtime value: a filling ring compiles nothing anew.
+
+Shapes: B batch, N heads, Q query and K key tokens, E head width, P parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from worldmodel.kernels.triton_launch import LOG2E, capability, launch, multiprocessors, precision, strides
+
+SETUP = 2  # what starting and ending a part costs, in key blocks
+MAX_PARTS = 32
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Queries and keys a program holds at a time, its warps and its pipeline depth."""
+
+    rows: int
+    cols: int
+    warps: int
+    stages: int
+
+
+@lru_cache(maxsize=64)
+def ring_tiles(queries: int, head: int, arch: int) -> Tiles:
+    """Tiles for `queries` tokens of width `head` on compute capability `arch` (90 for 9.0), by shared memory and registers."""
+    rows = 128 if queries > 64 else 64 if queries > 32 else max(16, triton.next_power_of_2(queries))
+    if head > 64 and arch != 80:
+        return Tiles(rows, 64 if arch >= 90 else 32, 8 if rows > 64 else 4, 3 if arch >= 90 else 2)
+    return Tiles(rows, 64, 8 if rows > 64 else 4, 3 if arch >= 90 else 2)
+
+
+@lru_cache(maxsize=1024)
+def plan_parts(tiles: int, blocks: int, slots: int) -> int:
+    """Into how many parts to cut `blocks` key blocks when `tiles` query tiles run on `slots` programs at a time.
+
+    Waves of programs times the length of one; a cut must save more than the extra setup costs.
+    """
+    costs = {}
+    for parts in range(1, min(blocks, MAX_PARTS) + 1):
+        waves = -(-tiles * parts // slots)
+        costs[parts] = waves * (-(-blocks // parts) + SETUP) + (SETUP if parts > 1 else 0)
+    return min(costs, key=lambda parts: (costs[parts], parts))
+
+
+@triton.jit
+def ring_step(q, k, v, acc, top, total, scale, valid, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+    """One block of keys into the online softmax: acc (M,E) unnormalised, top and total (M,) of base-2 scores."""
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    if MASKED:
+        scores = tl.where(valid, scores, float("-inf"))
+    best = tl.maximum(top, tl.max(scores, 1))
+    weights = tl.math.exp2(scores - best[:, None])
+    keep = tl.math.exp2(top - best)
+    total = total * keep + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(v.dtype), v, acc * keep[:, None], input_precision=PRECISION)
+    return acc, best, total
+
+
+@triton.jit(do_not_specialize=["queries", "keys", "part_keys"])
+def ring_kernel(
+    q,
+    k,
+    v,
+    out,
+    logs,
+    scale,
+    queries,
+    keys,
+    part_keys,
+    heads,
+    q_b,
+    q_n,
+    q_s,
+    k_b,
+    k_n,
+    k_s,
+    v_b,
+    v_n,
+    v_s,
+    o_p,
+    o_b,
+    o_n,
+    o_s,
+    HEAD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    PARTED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Program (query tile, batch x head, part). Writes the result, or with PARTED its part of it and the base-2 log-sum-exp."""
+    tile, pair, part = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    batch, head = pair // heads, pair % heads
+    row, col, e = tl.arange(0, ROWS), tl.arange(0, COLS), tl.arange(0, WIDTH)
+    live = tile * ROWS + row < queries
+    inside = e < HEAD
+    q_tile = tl.load(
+        q + batch * q_b + head * q_n + tile * ROWS * q_s + row[:, None] * q_s + e[None], live[:, None] & inside[None], other=0.0
+    )
+    first = part * part_keys
+    last = tl.minimum(first + part_keys, keys)
+    k_at = k + batch * k_b + head * k_n + first * k_s + col[:, None] * k_s + e[None]
+    v_at = v + batch * v_b + head * v_n + first * v_s + col[:, None] * v_s + e[None]
+    acc = tl.zeros([ROWS, WIDTH], tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    whole = (last - first) // COLS
+    for _ in range(0, whole):
+        k_tile = tl.load(k_at, inside[None], other=0.0)
+        v_tile = tl.load(v_at, inside[None], other=0.0)
+        acc, top, total = ring_step(q_tile, k_tile, v_tile, acc, top, total, scale, None, False, PRECISION)
+        k_at += COLS * k_s
+        v_at += COLS * v_s
+    if first + whole * COLS < last:
+        valid = first + whole * COLS + col < last
+        k_tile = tl.load(k_at, valid[:, None] & inside[None], other=0.0)
+        v_tile = tl.load(v_at, valid[:, None] & inside[None], other=0.0)
+        acc, top, total = ring_step(q_tile, k_tile, v_tile, acc, top, total, scale, valid[None], True, PRECISION)
+    acc = acc / total[:, None]
+    at = out + part * o_p + batch * o_b + head * o_n + tile * ROWS * o_s + row[:, None] * o_s + e[None]
+    tl.store(at, acc.to(out.dtype.element_ty), live[:, None] & inside[None])
+    if PARTED:
+        pairs = tl.num_programs(1).to(tl.int64)
+        tl.store(logs + (part * pairs + pair) * queries + tile * ROWS + row, top + tl.math.log2(total), live)
+
+
+@triton.jit(do_not_specialize=["queries", "parts"])
+def ring_combine_kernel(
+    partial, logs, out, queries, parts, heads, o_b, o_n, o_s, HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr
+):
+    """Program (query tile, batch x head): the parts (P,B,N,Q,E) float32, weighed by their base-2 log-sum-exps (P,B,N,Q)."""
+    tile, pair = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    pairs = tl.num_programs(1).to(tl.int64)
+    row, e = tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    live = tile * ROWS + row < queries
+    inside = live[:, None] & (e < HEAD)[None]
+    acc = tl.zeros([ROWS, WIDTH], tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    line = pair * queries + tile * ROWS
+    for _ in range(0, parts):
+        log = tl.load(logs + line + row, live, other=0.0)
+        values = tl.load(partial + line * HEAD + row[:, None] * HEAD + e[None], inside, other=0.0)
+        best = tl.maximum(top, log)
+        keep, weight = tl.math.exp2(top - best), tl.math.exp2(log - best)
+        acc = acc * keep[:, None] + values * weight[:, None]
+        total = total * keep + weight
+        top = best
+        line += pairs * queries
+    at = out + pair // heads * o_b + pair % heads * o_n + tile * ROWS * o_s + row[:, None] * o_s + e[None]
+    tl.store(at, (acc / total[:, None]).to(out.dtype.element_ty), inside)
+
+
+def ring_attention(q: Tensor, k: Tensor, v: Tensor, parts: int = 0) -> Tensor:
+    """Softmax attention without a mask, scale 1/sqrt(E); no gradient.
+
+    q (B,N,Q,E), k and v (B,N,K,E), K >= 1, rows contiguous, else of any strides (slices of a cache). parts: how often the keys are
+    cut, 0 = by the size of the GPU. Returns (B,N,Q,E) in q's dtype, laid out (B,Q,N,E) so that merging heads copies nothing.
+    """
+    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    (batch, heads, queries, head), keys = q.shape, k.shape[2]
+    tiles = ring_tiles(queries, head, capability(q.device))
+    tile_count, blocks = triton.cdiv(queries, tiles.rows), triton.cdiv(keys, tiles.cols)
+    if not parts:
+        slots = multiprocessors(q.device) * (1 if tiles.rows > 64 else 2)
+        parts = plan_parts(tile_count * batch * heads, blocks, slots)
+    part_keys = triton.cdiv(blocks, parts) * tiles.cols
+    parts = triton.cdiv(keys, part_keys)  # no part may be empty
+    out = torch.empty(batch, queries, heads, head, dtype=q.dtype, device=q.device).transpose(1, 2)
+    partial, logs = out, out
+    if parts > 1:
+        partial = torch.empty(parts, batch, heads, queries, head, dtype=torch.float32, device=q.device)
+        logs = torch.empty(parts, batch, heads, queries, dtype=torch.float32, device=q.device)
+    grid = (tile_count, batch * heads, parts)
+    target = partial if parts > 1 else out
+    places = (
+        *strides(q),
+        *strides(k),
+        *strides(v),
+        target.stride(0) if parts > 1 else 0,
+        *strides(target[0] if parts > 1 else target),
+    )
+    constants = {"HEAD": head, "WIDTH": max(16, triton.next_power_of_2(head)), "ROWS": tiles.rows}
+    options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
+    launch(
+        ring_kernel, grid, q, k, v, target, logs, LOG2E / head**0.5, queries, keys, part_keys, heads, *places,
+        **constants, COLS=tiles.cols, PARTED=parts > 1, PRECISION=precision(q.dtype), **options,
+    )  # fmt: skip
+    if parts > 1:
+        constants["ROWS"] = 16
+        lines = (triton.cdiv(queries, 16), batch * heads)
+        launch(ring_combine_kernel, lines, partial, logs, out, queries, parts, heads, *strides(out), **constants, num_warps=4)
+    return out
