@@ -13,6 +13,8 @@ from worldmodel.errors import ConfigError
 def validate(config: RunConfig) -> None:
     """Raise ConfigError for values that no type can catch."""
     stage = config.stage
+    codec_config(config)
+    sampler_config(config)
     if config.only or config.scale != 1.0:
         raise ConfigError("only= and scale= belong to a recipe: leave them out, or leave out stage=")
     _at_least_one({"train.log_steps": config.train.log_steps, "train.keep": config.train.keep})
@@ -42,8 +44,6 @@ def validate(config: RunConfig) -> None:
     if isinstance(stage, FlowStage):
         _validate_flow(stage, config.model.sampler.chunk)
         _validate_distillation(stage, config.model.sampler)
-    codec_config(config)
-    sampler_config(config)
 
 
 def _at_least_one(values: dict[str, int]) -> None:
@@ -79,8 +79,18 @@ def _validate_distillation(stage: FlowStage, sampler: SamplerOptions) -> None:
     shares = ("boundary", "boundary_prob", "mix", "score_min", "score_max", "fm_share", "clean_share", "target_decay")
     for name in shares:
         if not 0.0 <= getattr(stage, name, 0.0) <= (1.0 if name != "target_decay" else 0.99999):
-            raise ConfigError(f"stage.{name} lies in [0, 1), got {getattr(stage, name)}")
-    factors = ("guidance", "trajectory_guidance", "critic_lr", "pretrain_lr", "fake_weight", "mix_weight", "boundary_weight")
+            ends = "[0, 1)" if name == "target_decay" else "[0, 1]"
+            raise ConfigError(f"stage.{name} lies in {ends}, got {getattr(stage, name)}")
+    factors = (
+        "guidance",
+        "trajectory_guidance",
+        "critic_lr",
+        "pretrain_lr",
+        "fake_weight",
+        "mix_weight",
+        "boundary_weight",
+        "anchor",
+    )
     _not_negative({f"stage.{n}": getattr(stage, n) for n in (*factors, "pretrain_steps") if hasattr(stage, n)})
     _at_least_one({f"stage.{n}": getattr(stage, n) for n in ("pairs", "critic_updates") if hasattr(stage, n)})
     if getattr(stage, "list_steps", 1) > getattr(stage, "levels", 1) or getattr(stage, "levels", 1) % getattr(
