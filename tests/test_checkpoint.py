@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import tiny_config, write_tiny_world
-from worldmodel.checkpoint import export_world, load_world, sha256
+from worldmodel.checkpoint import export_world, load_world
 from worldmodel.config import WorldConfig, find_world
 from worldmodel.errors import CheckpointError, ConfigError, WorldModelError
+from worldmodel.sums import sha256
 
 
 def resign(folder):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from train.distributed import copy_whole
-from train.rollout import rollout_cache
+from train.rollout import commit, rollout_cache
 from train.stages.base import Context
 from worldmodel.config import SamplerConfig
 from worldmodel.models.attention import AttentionContext, Layout
@@ -46,7 +46,7 @@ class Student:
         carried: bool = False,
         graphs: bool = True,
     ) -> None:
-        self._model, self._context = model, context
+        self._model, self._context, self._context_sigma = model, context, sampler.context_sigma
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._copy: DiT | None = None
         wanted = graphs and context.dtype is torch.bfloat16 and not context.config.train.fsdp
@@ -71,6 +71,12 @@ class Student:
         self._actions = actions
         if self._copy is not None and changed:
             copy_whole(self._copy, self._model)
+
+    def see(self, latents: Tensor) -> None:
+        """Make the real frames (B,T,C,H,W), whole chunks, the past that the rollout goes on from."""
+        for start in range(0, latents.shape[1], self.cache.chunk):
+            block = slice(start, start + self.cache.chunk)
+            commit(self.denoise, self.cache, latents[:, block], block, self._context_sigma)
 
     def denoise(self, noisy: Tensor, sigma: float, end: float, block: slice) -> Tensor:
         """float32 velocity of the frames `block`, noisy (B,chunk,C,H,W) at level sigma, behind what the cache holds."""

@@ -6,12 +6,12 @@ and SHA256SUMS. Shapes: T frames, H W pixels, A action.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +27,7 @@ from worldmodel.config import WorldConfig
 from worldmodel.errors import CheckpointError
 from worldmodel.models.codec import FrameCodec
 from worldmodel.models.dit import DiT
-from worldmodel.sums import SUMS, sha256, sums_of
+from worldmodel.sums import SUMS, sums_of, weights_id
 from worldmodel.sums import verify as verify_sums
 
 FORMAT = "worldmodel-1"
@@ -123,14 +123,12 @@ def load_world(folder: Path, verify: bool = True) -> LoadedWorld:
     """Read and check a world folder. Raises ConfigError or CheckpointError: missing, damaged, cut off, wrong version or shapes."""
     folder = Path(folder)
     config = WorldConfig.load(folder)
-    if verify:
-        verify_sums(folder)
+    hashes = verify_sums(folder) if verify else {}
     model_state, codec_state = read_tensors(folder / "model.safetensors"), read_tensors(folder / "codec.safetensors")
     spawns = tuple(_read_spawn(path, config) for path in sorted((folder / "spawns").glob("[0-9]*")))
     if not spawns:
         raise CheckpointError(f"{folder} has no spawns/NNN: there is no place to start, export or download the world again")
-    weights = sha256(folder / "model.safetensors") + sha256(folder / "codec.safetensors")
-    return LoadedWorld(config, model_state, codec_state, spawns, hashlib.sha256(weights.encode()).hexdigest()[:16])
+    return LoadedWorld(config, model_state, codec_state, spawns, weights_id(folder, hashes))
 
 
 def export_world(
@@ -151,11 +149,8 @@ def export_world(
     """
     if not spawns:
         raise CheckpointError("a world needs at least one spawn")
-    folder = Path(folder)
-    fresh, old = folder.with_name(folder.name + ".new.tmp"), folder.with_name(folder.name + ".old.tmp")
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        (fresh / "spawns").mkdir(parents=True)
+    with written_whole(folder) as fresh:
+        (fresh / "spawns").mkdir()
         (fresh / "config.json").write_text(config.to_json(), encoding="utf-8")
         (fresh / "README.md").write_text(card, encoding="utf-8")
         _write_tensors(fresh / "model.safetensors", model_state, dtype)
@@ -164,9 +159,22 @@ def export_world(
             (fresh / name).write_bytes(content)
         for i, spawn in enumerate(spawns):
             _write_spawn(fresh / "spawns" / f"{i:03d}", spawn)
-        files = sorted(p for p in fresh.rglob("*") if p.is_file())
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A folder to fill beside `folder`: at the end it gets its SHA256SUMS, is synced and put in the place of what was there.
+
+    If anything fails before, `folder` is as it was. Raises CheckpointError where the disk refuses.
+    """
+    folder = Path(folder)
+    fresh, old = folder.with_name(folder.name + ".new.tmp"), folder.with_name(folder.name + ".old.tmp")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        yield fresh
         (fresh / SUMS).write_text(sums_of(fresh), encoding="utf-8")
-        for path in (*files, fresh / SUMS):
+        for path in (p for p in sorted(fresh.rglob("*")) if p.is_file()):
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
         shutil.rmtree(old, ignore_errors=True)
@@ -175,8 +183,9 @@ def export_world(
         fresh.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
         raise CheckpointError(f"the world could not be written to {folder}: {error}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _write_tensors(path: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:

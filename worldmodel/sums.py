@@ -33,25 +33,32 @@ def sums_of(folder: Path) -> str:
     return "".join(f"{sha256(folder / name)}  {name}\n" for name in shown)
 
 
-def verify(folder: Path) -> None:
-    """Compare every file with SHA256SUMS. Raises CheckpointError naming the first that differs."""
+def verify(folder: Path) -> dict[str, str]:
+    """Compare every file with SHA256SUMS; returns the hashes by name. Raises CheckpointError naming the first that differs."""
     sums = folder / SUMS
     if not sums.is_file():
         raise CheckpointError(f"{sums} is missing: the world folder is incomplete, export or download it again")
-    listed = set()
+    listed: dict[str, str] = {}
     for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
         file = folder / name
         if not is_plain_name(name):
             raise CheckpointError(f"{sums} has the bad line {line[:80]!r}: export or download the world again")
-        listed.add(name)
+        listed[name] = digest
         if not file.is_file():
             raise CheckpointError(f"{file} is missing: the world folder is incomplete, export or download it again")
         if sha256(file) != digest:
             raise CheckpointError(f"{file} does not match {SUMS}: it is damaged or was edited; export or download the world again")
-    for name in sorted({*NEEDED, *_spawn_files(folder)} - listed):
+    for name in sorted({*NEEDED, *_spawn_files(folder)} - listed.keys()):
         what = f"{sums} does not list {name}: it is cut off" if (folder / name).is_file() else f"{folder / name} is missing"
         raise CheckpointError(f"{what}; export or download the world again")
+    return listed
+
+
+def weights_id(folder: Path, known: dict[str, str]) -> str:
+    """Short id of a world's model and codec weights; known: hashes that `verify` has made already."""
+    parts = ("model.safetensors", "codec.safetensors")
+    return hashlib.sha256("".join(known.get(name) or sha256(folder / name) for name in parts).encode()).hexdigest()[:16]
 
 
 def _spawn_files(folder: Path) -> list[str]:

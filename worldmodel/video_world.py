@@ -6,10 +6,9 @@ README.md and SHA256SUMS. Weights stay mapped in their own type until they are p
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel import prompt_list, runtime
-from worldmodel.checkpoint import check_state, read_tensors
+from worldmodel.checkpoint import check_state, read_tensors, written_whole
 from worldmodel.config import CodecConfig, WorldConfig
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.models.dit import DiT
 from worldmodel.models.video import StreamNet
 from worldmodel.models.wan.tiny_decoder import TinyDecoder
 from worldmodel.models.wan.vae import WanDecoder
-from worldmodel.sums import SUMS, sha256, sums_of
 from worldmodel.sums import verify as verify_sums
+from worldmodel.sums import weights_id
 from worldmodel.tensor_files import Facts, write_tensors
 from worldmodel.video_session import VideoSession
 
@@ -71,8 +70,7 @@ def load_video(folder: Path, verify: bool = True) -> LoadedVideo:
     config = WorldConfig.load(folder)
     if config.family != "wan":
         raise ConfigError(f"{folder} is a world of the family {config.family!r}, not a video world")
-    if verify:
-        verify_sums(folder)
+    hashes = verify_sums(folder) if verify else {}
     with torch.device("meta"):
         model, decoder = DiT(config.model), decoder_of(config.codec)
     _assigned(model, read_tensors(folder / "model.safetensors"), "model.safetensors")
@@ -83,8 +81,7 @@ def load_video(folder: Path, verify: bool = True) -> LoadedVideo:
     prompts = tuple(_read_prompt(path, text, config) for path, text in zip(files, texts, strict=True))
     if not prompts:
         raise CheckpointError(f"{folder} has no prompts/NNN.safetensors: there is no place to start, convert the world again")
-    weights = sha256(folder / "model.safetensors") + sha256(folder / "codec.safetensors")
-    return LoadedVideo(config, model, decoder, prompts, hashlib.sha256(weights.encode()).hexdigest()[:16])
+    return LoadedVideo(config, model, decoder, prompts, weights_id(folder, hashes))
 
 
 def open_video(
@@ -148,28 +145,14 @@ def export_video(
         raise CheckpointError("a video world needs at least one prompt embedding")
     for prompt in prompts:
         check_prompt(prompt, config)
-    folder = Path(folder)
-    fresh, old = folder.with_name(folder.name + ".new.tmp"), folder.with_name(folder.name + ".old.tmp")
-
-    def codec() -> Iterator[tuple[str, Tensor]]:
-        yield from ((name, tensor.detach().cpu().contiguous()) for name, tensor in codec_state.items())
-
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        (fresh / prompt_list.FOLDER).mkdir(parents=True)
+    values = {name: tensor.detach().cpu().contiguous() for name, tensor in codec_state.items()}
+    with written_whole(folder) as fresh:
+        (fresh / prompt_list.FOLDER).mkdir()
         (fresh / "config.json").write_text(config.to_json(), encoding="utf-8")
         (fresh / "README.md").write_text(card, encoding="utf-8")
         shutil.move(model, fresh / "model.safetensors")
-        facts = {name: Facts(t.dtype, tuple(t.shape)) for name, t in codec_state.items()}
-        write_tensors(fresh / "codec.safetensors", facts, codec(), {})
+        write_tensors(
+            fresh / "codec.safetensors", {n: Facts(t.dtype, tuple(t.shape)) for n, t in values.items()}, iter(values.items()), {}
+        )
         for number, prompt in enumerate(prompts):
             write_prompt(fresh, number, prompt)
-        (fresh / SUMS).write_text(sums_of(fresh), encoding="utf-8")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise CheckpointError(f"the world could not be written to {folder}: {error}") from error

@@ -8,7 +8,6 @@ matching. The network, full attention over a clean context and full-rank trainin
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,7 +15,6 @@ from torch import Tensor
 from train.data import ClipBatch, Draws
 from train.objectives import beta_weight, flow_map_target
 from train.stage_options import AnyflowStage
-from train.stages.base import Update
 from train.stages.dmd import DistributionMatching, cut
 from worldmodel.config import SamplerConfig
 from worldmodel.diffusion import add_noise, euler_sigmas, shift_sigma, velocity_target
@@ -35,21 +33,19 @@ class AnyFlow(DistributionMatching):
     def sampler(self) -> SamplerConfig:
         return dataclasses.replace(super().sampler(), kind="flow_map")
 
-    def rate(self, target: str, step: int) -> float:
-        return self._own.pretrain_lr if step < self._own.pretrain_steps else super().rate(target, step)
+    @property
+    def pretrain_steps(self) -> int:
+        return self._own.pretrain_steps
 
-    def updates(self, step: int) -> Iterator[Update]:
-        if step < self._own.pretrain_steps:
-            yield from self._updates("model", self.map_loss, step, 0)
-        else:
-            yield from super().updates(step - self._own.pretrain_steps)
+    def rate(self, target: str, step: int) -> float:
+        return self._own.pretrain_lr if step < self.pretrain_steps else super().rate(target, step)
 
     def generator_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().generator_loss(batch, draws)
         loss = 2 * loss  # published without the factor 1/2
-        return (loss + self.map_loss(batch, draws)[0] if self._own.cotrain else loss), metrics
+        return (loss + self.first_loss(batch, draws)[0] if self._own.cotrain else loss), metrics
 
-    def map_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def first_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow-map loss on data under teacher forcing, one (t, r) per chunk."""
         own, chunk = self._own, self.sampler().chunk
         batch = cut(batch, 0, own.clip_frames)

@@ -19,7 +19,7 @@ from train.data import ClipBatch, Draws
 from train.distributed import Ranks
 from train.export import export_run
 from train.options import Forcing
-from train.rollout import commit, compare_rollouts, self_rollout
+from train.rollout import compare_rollouts, self_rollout
 from train.sheets import rollout_sheet
 from train.stage_options import ArDiffusionStage
 from train.stages.base import Progress
@@ -88,9 +88,7 @@ class ArDiffusion(FlowMatching):
         draws = Draws(0, 0, 0, Ranks(0, 1, self.context.device), ROLLOUTS)
         student = Student(self.model, self.context, self.latent_shape, sampler, ROLLOUTS, graphs=False)
         student.begin(clips.action)
-        for start in range(0, context, sampler.chunk):
-            block = slice(start, start + sampler.chunk)
-            commit(student.denoise, student.cache, clips.latent[:, block], block, sampler.context_sigma)
+        student.see(clips.latent[:, :context])
         noise = draws.normal("noise", *clips.latent.shape[1:])
         made = self_rollout(
             student.denoise,

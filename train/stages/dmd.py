@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from train.data import ClipBatch, Clips, Draws
 from train.objectives import distribution_gradient, distribution_matching, endpoint_regression, flow_matching
 from train.options import CacheGradient, Source
-from train.rollout import commit, self_rollout
+from train.rollout import self_rollout
 from train.stage_options import DmdStage
 from train.stages.base import Context, Update
 from train.stages.distil import Distillation
@@ -61,6 +61,15 @@ class DistributionMatching(Distillation):
 
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model, "critic": self.critic}
+
+    @property
+    def pretrain_steps(self) -> int:
+        """Steps of `first_loss` before distribution matching begins."""
+        return 0
+
+    def first_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the student learns in those steps."""
+        raise NotImplementedError
 
     def rate(self, target: str, step: int) -> float:
         return self.own.critic_lr if target == "critic" else 1.0
@@ -106,9 +115,7 @@ class DistributionMatching(Distillation):
         kind, every_step = self.jumps()
         student.begin(batch.action, self._stale)
         self._stale = False
-        for start in range(0, context, chunk):
-            block = slice(start, start + chunk)
-            commit(student.denoise, student.cache, batch.latent[:, block], block, self.sampler().context_sigma)
+        student.see(batch.latent[:, :context])
         made = self_rollout(
             student.denoise,
             student.cache,
@@ -196,6 +203,12 @@ class DistributionMatching(Distillation):
         return loss, {"critic_gap": loss.detach() / reference.clamp(min=1e-6)}
 
     def updates(self, step: int) -> Iterator[Update]:
+        if step < self.pretrain_steps:
+            yield from self._updates("model", self.first_loss, step, 0)
+        else:
+            yield from self._match(step - self.pretrain_steps)
+
+    def _match(self, step: int) -> Iterator[Update]:
         if step % self.own.critic_updates == 0:
             yield from self._updates("model", self.generator_loss, step, 0)
             self._stale = True

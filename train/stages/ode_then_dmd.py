@@ -7,8 +7,6 @@ where the bidirectional teacher's trajectory ends. That map is not a function of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -16,7 +14,7 @@ from train.data import ClipBatch, Clips, Draws
 from train.objectives import endpoint_regression
 from train.stage_options import CausvidStage, SelfForcingStage
 from train.stages import stored
-from train.stages.base import Context, Update
+from train.stages.base import Context
 from train.stages.dmd import WHOLE, DistributionMatching
 from worldmodel.models.attention import Layout
 
@@ -35,16 +33,14 @@ class OdeThenDmd(DistributionMatching):
         assert isinstance(self.options, SelfForcingStage)
         return self.options
 
+    @property
+    def pretrain_steps(self) -> int:
+        return self._both.pretrain_steps
+
     def rate(self, target: str, step: int) -> float:
-        return self._both.pretrain_lr if step < self._both.pretrain_steps else super().rate(target, step)
+        return self._both.pretrain_lr if step < self.pretrain_steps else super().rate(target, step)
 
-    def updates(self, step: int) -> Iterator[Update]:
-        if step < self._both.pretrain_steps:
-            yield from self._updates("model", self.regression_loss, step, 0)
-        else:
-            yield from super().updates(step - self._both.pretrain_steps)
-
-    def regression_loss(self, _: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def first_loss(self, _: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         sampler, kept = self.sampler(), self._both.list_steps
         pair = draws.integers("pair", self._both.pairs)
         batch = self._pairs.batch(self.stored.clips[pair])
