@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train_boxes import command, environment, make_boxes, train
+from tests.train_boxes import command, environment, make_boxes, settings, train
+from train import record
 from train.monitor import read_metrics
 from train.state import TrainState, load_latest
+from worldmodel.errors import ConfigError
 
 CODEC = ("stage=codec", "stage.batch=8", "stage.lr=2e-3")
 TIMES = {"seconds", "targets_per_s", "tokens_per_s", "tflops", "share"}
@@ -140,10 +142,39 @@ def test_a_sweep_goes_on_after_a_failed_job(home: Path, tmp_path: Path) -> None:
 
 def test_another_model_in_the_same_folder_is_refused(home: Path, tmp_path: Path) -> None:
     train(tmp_path / "x", *_flow(home, "steps=2", "stage.batch=2"))
-    from worldmodel.errors import ConfigError
-
     with pytest.raises(ConfigError, match="choose another name="):
         train(tmp_path / "x", *_flow(home, "steps=4", "stage.batch=2", "model.dit.layers=3"))
+
+
+def test_other_settings_in_the_same_folder_are_refused(home: Path, tmp_path: Path) -> None:
+    words = _flow(home, "stage.batch=2")
+    train(tmp_path / "x", *words, "steps=2")
+    before = (tmp_path / "x/done.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"x was begun with other settings \(seed was 0, now 1; stage.lr was 0.002, now 0.001\)"):
+        train(tmp_path / "x", *words, "steps=4", "seed=1", "stage.lr=1e-3")
+    with pytest.raises(ConfigError, match=r"stage was ar_diffusion, now teacher\): delete that folder or choose another name="):
+        train(tmp_path / "x", *words, "steps=4", "stage=teacher")
+    assert (tmp_path / "x/done.json").read_bytes() == before
+    free = ("train.log_steps=1", "train.threads=2", "train.checkpoint_steps=3", "data.workers=1", "name=other", "stage.steps=9")
+    assert train(tmp_path / "x", *words, "steps=4", *free).step == 4
+
+
+def test_where_nothing_was_trained_yet_settings_may_change(home: Path, tmp_path: Path) -> None:
+    """What asks for a smaller batch must not be followed by a refusal of it."""
+    folder = tmp_path / "x"
+    record.write_settings(settings(*_flow(home, "stage.batch=64")), folder)  # as a run leaves it that ran out of memory
+    assert train(folder, *_flow(home, "steps=1", "stage.batch=2")).step == 1
+    begun = record.begun(folder)
+    assert begun is not None and begun["stage.batch"] == 2
+
+
+def test_the_same_clips_on_other_processes_are_the_same_run(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = record.shaping(settings(*_flow(home, "stage.batch=4")), tmp_path / "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    two, twice = (record.shaping(settings(*_flow(home, f"stage.batch={b}")), tmp_path / "x") for b in (2, 4))
+    assert record.differences(one, two) == [] and record.differences(one, twice) == []
+    other = record.shaping(settings(*_flow(home, "stage.batch=3")), tmp_path / "x")
+    assert record.differences(one, other) == ["stage.batch was 4, now 3"]
 
 
 def test_a_finished_run_is_left_alone_and_can_be_prolonged(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,8 +196,7 @@ def test_a_minutes_budget_ends_with_rate_zero(home: Path, tmp_path: Path) -> Non
 def test_a_loss_that_is_not_finite_stops_with_the_knob(home: Path, tmp_path: Path) -> None:
     from train.loop import DivergedError
 
-    train(tmp_path / "x", *_flow(home, "steps=5", "stage.batch=2", "train.checkpoint_steps=5"))
-    with pytest.raises(DivergedError, match=r"not finite at step \d+.*lower stage\.lr \(now 1e\+20\)"):
+    with pytest.raises(DivergedError, match=r"not finite at step \d+.*lower stage\.lr \(now 1e\+20\).*and delete \S+/x or choose"):
         train(
             tmp_path / "x",
             *_flow(home, "steps=40", "stage.batch=2", "stage.lr=1e20", "stage.clip=1e20", "train.checkpoint_steps=1"),

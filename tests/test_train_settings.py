@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.train_boxes import command, environment, settings
+from tests.train_boxes import command, composed, environment, settings
 from train.checks import validate
 from train.config import register
 from train.settings import explain_settings, options_first
@@ -72,6 +72,89 @@ def test_right_settings_pass() -> None:
 def test_wrong_values_are_explained(words: list[str], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         validate(settings("stage=ar_diffusion", "data.root=x", *words))
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "expected"),
+    [
+        ("apex", ["stage.condition_scale=nan"], "stage.condition_scale must be a finite number, got nan"),
+        ("ar_diffusion", ["stage.logit_mean=inf"], "stage.logit_mean must be a finite number, got inf"),
+        (
+            "ar_diffusion",
+            ["model.sampler.kind=flow_map"],
+            "is for flow maps, which stage=anyflow trains, and ar_diffusion trains none",
+        ),
+        ("causal_cd", ["model.sampler.kind=flow_map"], "is for flow maps"),
+        ("ar_diffusion", ["stage.own_rounds=1", "stage.forcing=diffusion"], "own_rounds does nothing with stage.forcing=diffusion"),
+        ("causvid", ["stage.own_rounds=1"], "own_rounds does nothing with stage.forcing=diffusion"),
+        ("dmd", ["stage.own_rounds=1"], "own_rounds does nothing on rollouts.*stage.anchor=1"),
+        ("self_forcing", ["stage.own_rounds=1"], "own_rounds does nothing on rollouts"),
+        ("anyflow", ["stage.own_rounds=1", "stage.cotrain=false", "stage.pretrain_steps=0"], "own_rounds does nothing on rollouts"),
+        ("dmd", ["stage.first_steps=4"], "first_steps is for rollouts that begin with nothing: set stage.context_frames=0"),
+        ("dmd", ["stage.first_steps=4", "stage.source=forced"], "first_steps is a setting of rollouts, and stage.source=forced"),
+        ("causvid", ["stage.cache_gradient=carried"], "cache_gradient is a setting of rollouts, and stage.source=noised"),
+        ("dmd", ["stage.student_steps=[1,1001]"], r"step counts from 1 to 1000, got \[1, 1001\] and 0"),
+        ("dmd", ["stage.first_steps=1001", "stage.context_frames=0"], "step counts from 1 to 1000"),
+        ("dmd", ["stage.first_steps=-1"], "stage.first_steps must be a number from 0 up, got -1"),
+        ("anyflow", ["stage.fm_share=0.7", "stage.clean_share=0.4"], "together at most 1: got 0.7 and 0.4"),
+        ("anyflow", ["stage.pretrain_steps=3000"], r"would never begin: stage.pretrain_steps \(3000\) must be below .* \(3000\)"),
+        ("causvid", ["steps=10"], r"stage.pretrain_steps \(1000\) must be below the steps of the whole run \(10\)"),
+        ("self_forcing", ["stage.steps=10"], "the second phase of self_forcing would never begin"),
+        ("evaluate", ["stage.step_counts=[1,0]"], r"step counts from 1 to 1000, got 0 and \[1, 0\]"),
+        ("codec", ["name=../../x"], "name=../../x is no folder below runs=: give a plain name, and choose the place with runs="),
+    ],
+)
+def test_settings_that_nothing_reads_or_could_use_are_errors(stage: str, words: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        validate(composed(f"stage={stage}", *words))
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("dmd", ["stage.own_rounds=1", "stage.anchor=1"]),
+        ("dmd", ["stage.own_rounds=1", "stage.source=forced"]),
+        ("dmd", ["stage.first_steps=4", "stage.context_frames=0", "stage.cache_gradient=carried"]),
+        ("anyflow", ["stage.own_rounds=1", "stage.fm_share=0.75", "stage.clean_share=0.25"]),
+        ("anyflow", ["model.sampler.kind=flow_map"]),
+        ("causvid", ["minutes=3"]),
+        ("causvid", ["steps=1001"]),
+        ("codec", ["name=a/b"]),
+    ],
+)
+def test_settings_that_go_together_pass(stage: str, words: list[str]) -> None:
+    validate(composed(f"stage={stage}", *words))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["stage=causal_cd", "model.sampler.kind=euler"],
+            "kind does nothing in this stage, the stage decides how .*: leave it out",
+        ),
+        (
+            ["stage=anyflow", "model.sampler.shift=2"],
+            "shift does nothing in this stage, a student plays at the levels of stage.shift",
+        ),
+        (["stage=ar_diffusion,tcm", "model.sampler.shift=2", "-m"], "shift does nothing in this stage"),
+        (["stage=dmd", "model.sampler.presets=[1]"], "presets does nothing .* the step counts of stage.student_steps"),
+        (["stage=codec", "name=../x"], "name=../x is no folder below runs="),
+        (["stage=codec", "name=a,/x", "-m"], "name=/x is no folder below runs="),
+        (["stage=codec", "name=''"], "name= is no folder below runs="),
+        (["stage=codec", "experiment=tiny", "recipe.ar=x"], "recipe.ar belongs to a recipe: leave it out, or leave out stage="),
+    ],
+)
+def test_words_that_do_nothing_are_explained(words: list[str], expected: str) -> None:
+    register()
+    with pytest.raises(ConfigError, match=expected):
+        explain_settings([*words, "--cfg"])
+
+
+def test_the_sampler_of_what_is_no_student_is_free() -> None:
+    register()
+    explain_settings(["stage=ar_diffusion", "model.sampler.kind=euler", "model.sampler.shift=2", "--cfg"])
+    explain_settings(["stage=causal_cd", "model.sampler.presets=[1,2]", "model.sampler.steps=1", "--cfg"])
 
 
 def test_the_door_prints_one_line_and_exits_2(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -61,14 +61,19 @@ def make_boxes(folder: Path, episodes: int = 6, length: int = 24) -> Path:
     return folder
 
 
-def settings(*overrides: str) -> RunConfig:
-    """Typed settings of a tiny run, as the command line would compose them."""
+def composed(*overrides: str) -> RunConfig:
+    """Typed settings, as the command line would compose them."""
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_object(compose("train", overrides=["model=tiny", "data=tiny", *TINY, *overrides]))
+        config = OmegaConf.to_object(compose("train", overrides=list(overrides)))
     assert isinstance(config, RunConfig)
     return config
+
+
+def settings(*overrides: str) -> RunConfig:
+    """Of a tiny run."""
+    return composed("model=tiny", "data=tiny", *TINY, *overrides)
 
 
 def train(folder: Path, *overrides: str) -> TrainState:

@@ -36,6 +36,8 @@ def _do(cfg: DictConfig, folder: Path) -> list[str]:
         run(config, folder)
         return []
     entries = recipe.plan(config, list(HydraConfig.get().overrides.task), folder)
+    for name, place in recipe.taken(config).items():
+        _say(f"{name}: taken from {place}")
     return recipe.run_recipe(entries, config.only, lambda e: attempt(lambda: run(e.config, e.folder), tell_all=True), _say)
 
 

@@ -35,8 +35,8 @@ class RunConfig:
     codec: run or world folder with a trained codec. init: run or world folder to take weights from. teacher: the bidirectional run
     that judges rollouts. world: what to evaluate.
 
-    recipe: without ``stage=``, runs to do one after the other: name -> its settings (train.recipe). only: do just these of them.
-    scale: multiplies the budget of each.
+    recipe: without ``stage=``, runs to do one after the other: name -> its settings, or the folder of one that exists elsewhere
+    (train.recipe). only: do just these of them. scale: multiplies the budget of each.
     """
 
     name: str = MISSING
@@ -53,7 +53,7 @@ class RunConfig:
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
-    recipe: dict[str, list[str]] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
     only: list[str] = field(default_factory=list)
     scale: float = 1.0
 

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -15,7 +16,7 @@ from hydra.plugins.launcher import Launcher
 
 from train.config import STAGES, RecipeStage, RunConfig
 from train.options import DataOptions, SamplerOptions, TrainOptions
-from train.stage_options import StageOptions
+from train.stage_options import STUDENTS, DmdStage, StageOptions
 from worldmodel.errors import ConfigError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -49,6 +50,37 @@ def check_choice(override: Override) -> None:
             *(("experiment", n) for n in ("null", "None")),
         }:
             raise ConfigError(f"there is no {group}={value}: choose one of {', '.join(choices(group)) or '(none yet)'}")
+
+
+def check_used(overrides: Sequence[Override]) -> None:
+    """Raise ConfigError for a setting that one cannot give like this, or that nothing would read."""
+    kind = stage_kind(overrides)
+    decided: dict[str, str] = {}
+    if issubclass(kind, STUDENTS):
+        decided["model.sampler.kind"] = "the stage decides how its student is played"
+        decided["model.sampler.shift"] = "a student plays at the levels of stage.shift"
+    if issubclass(kind, DmdStage):
+        decided["model.sampler.presets"] = "a student offers the step counts of stage.student_steps"
+    for override in overrides:
+        name = override.key_or_group
+        if name == "recipe":
+            raise ConfigError(
+                "recipe= cannot be given as a whole: change an entry by recipe.NAME=['stage=...'] or recipe.NAME=FOLDER, "
+                "add one by +recipe.NAME=, take one out by ~recipe.NAME"
+            )
+        if name.startswith("recipe."):
+            if issubclass(kind, tuple(STAGES.values())):
+                raise ConfigError(f"{name} belongs to a recipe: leave it out, or leave out stage=")
+            if not (override.is_delete() or override.is_sweep_override()):
+                check_entry(name, override.value())
+        if name in decided:
+            raise ConfigError(f"{name} does nothing in this stage, {decided[name]}: leave it out")
+
+
+def check_entry(name: str, value: Any) -> None:
+    """Raise ConfigError unless `value` may be the entry `name` of a recipe: settings, or a folder."""
+    if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
+        raise ConfigError(f"{name} must be a list of settings, ['stage=...', ...], or a folder to take it from, got {value}")
 
 
 def _check_launcher(value: str) -> None:
@@ -109,6 +141,8 @@ def walk(path: str, overrides: Sequence[Override]) -> tuple[list[str], str, type
 def unknown_key(path: str, overrides: Sequence[Override]) -> str:
     """The sentence for a setting that does not exist, with the nearest that does."""
     seen, part, kind = walk(path, overrides)
+    if seen == ["recipe"]:
+        return f"the recipe has no entry {path.partition('.')[2]!r}: to add one write +{path}="
     if kind is None:
         return f"unknown setting {path!r}: {'.'.join(seen)} holds a plain value, it has no parts"
     names = [f.name for f in dataclasses.fields(kind)]

@@ -24,12 +24,16 @@ def main_process() -> bool:
 
 
 def run(config: RunConfig, folder: Path) -> None:
-    """One job: train, or evaluate, in `folder`. Raises WorldModelError, or KeyboardInterrupt once a checkpoint is written."""
+    """One job: train, or evaluate, in `folder`. Raises WorldModelError, or KeyboardInterrupt once a checkpoint is written.
+
+    What was begun in `folder` goes on, with the same settings (`record.check_unchanged`).
+    """
     import torch
 
     from worldmodel import runtime
 
     validate(config)
+    record.check_unchanged(config, folder)
     runtime.setup()
     if config.train.threads:
         runtime.set_threads(config.train.threads)

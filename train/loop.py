@@ -122,8 +122,8 @@ class Loop:
         if self.ranks.any(bool(bad)):
             raise DivergedError(
                 f"{bad[0] if bad else 'a loss'} is not finite at step {self.step}, most likely the learning rate is too high: "
-                f"lower stage.lr (now {self.options.lr:g}) or raise stage.warmup (now {self.options.warmup}), then run again; "
-                "it goes on from the last checkpoint"
+                f"lower stage.lr (now {self.options.lr:g}) or raise stage.warmup (now {self.options.warmup}), "
+                f"and delete {self.context.folder} or choose another name="
             )
         means = {n: self.ranks.mean(v) for n, v in means.items()}
         means.setdefault("loss", sum(v for n, v in means.items() if n.endswith("_loss")))

@@ -3,6 +3,7 @@
 A file of conf/experiment/ holds ``recipe: {codec: [stage=codec, minutes=5], ar: [stage=ar_diffusion, codec=@codec], ...}``: names
 of entries and their settings. ``@codec`` is the run folder of that entry (``world=@ar``: what it exported). Each entry is composed
 from the experiment, its own settings and the words of the command line; the command line wins. What is finished is skipped.
+An entry that is a folder (``ar: assets/worlds/rooms``) is taken from there: nothing is trained for it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from train import record
+from train import record, sources
 from train.checks import validate
 from train.config import STAGES, RunConfig
-from train.explain import RECIPE, translate, values
-from train.stage_options import TrainingOptions
+from train.explain import RECIPE, check_entry, check_used, translate, values
+from train.stage_options import StageOptions, TrainingOptions
 from worldmodel.errors import ConfigError
 
 _OWN = {"name", "runs", "stage", "recipe", "only", "scale"}  # of the recipe as a whole: no entry sees them
@@ -52,44 +53,84 @@ def plan(outer: RunConfig, words: Sequence[str], output: Path) -> list[Entry]:
     """
     if not outer.recipe:
         raise ConfigError("this experiment holds no recipe: choose what to do with stage=, or add `recipe:` to its file")
+    elsewhere = taken(outer)
+    own = [name for name in outer.recipe if name not in elsewhere]
     for name in outer.only:
-        if name not in outer.recipe:
-            raise ConfigError(f"only={name}: the recipe has no such entry, it has {', '.join(outer.recipe)}")
+        if name in elsewhere:
+            raise ConfigError(f"only={name}: that entry is taken from {elsewhere[name]}, there is nothing to do for it")
+        if name not in own:
+            raise ConfigError(f"only={name}: the recipe has no such entry, it has {', '.join(own)}")
+    if not own:
+        raise ConfigError("every entry of this recipe is taken from elsewhere, there is nothing to do: leave one as it was")
     if not 0 < outer.scale < float("inf"):
         raise ConfigError(f"scale must be a positive number, got {outer.scale}")
     asked = OverridesParser.create().parse_overrides(list(words))
     entries: list[Entry] = []
-    for number, (name, own) in enumerate(outer.recipe.items(), 1):
+    for name in own:
         try:
             if not _NAME.fullmatch(name):
                 raise ConfigError("an entry's name is made of letters, digits, _ and -: it is a folder")
-            entries.append(_entry(outer, asked, (number, name, own), output, entries))
+            entries.append(_entry(outer, asked, name, output, entries, elsewhere))
         except ConfigError as error:
             raise ConfigError(f"recipe entry {name!r}: {error}") from error
     _check_stage_settings(asked, entries)
     return entries
 
 
+def taken(outer: RunConfig) -> dict[str, Path]:
+    """The entries of a recipe that exist elsewhere: name -> folder. Raises ConfigError if there is no such thing."""
+    folders: dict[str, Path] = {}
+    for name, value in outer.recipe.items():
+        check_entry(f"recipe.{name}", value)
+        if isinstance(value, str):
+            try:
+                sources.check_folder(Path(value))
+            except ConfigError as error:
+                raise ConfigError(f"recipe entry {name!r}: {error}") from error
+            folders[name] = Path(value)
+    return folders
+
+
 def _entry(
-    outer: RunConfig, asked: Sequence[Override], what: tuple[int, str, list[str]], output: Path, earlier: Sequence[Entry]
+    outer: RunConfig, asked: Sequence[Override], name: str, output: Path, earlier: Sequence[Entry], elsewhere: Mapping[str, Path]
 ) -> Entry:
-    number, name, own = what
+    own = outer.recipe[name]
     overrides = _merged(own, asked)
     try:
         config = OmegaConf.to_object(compose("train", overrides=[o.input_line or "" for o in overrides]))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(translate(error, overrides)) from error
     assert isinstance(config, RunConfig)
-    folders = {e.name: e.folder for e in earlier}
-    found = {k: str(getattr(config, k)) for k in record.REFERENCES if str(getattr(config, k)).startswith("@")}
-    for key, reference in found.items():
-        if reference[1:] not in folders:
-            raise ConfigError(f"{key}={reference} is no earlier entry of this recipe ({', '.join(folders) or 'it is the first'})")
+    folders = {**elsewhere, **{e.name: e.folder for e in earlier}}
+    found = {k: str(getattr(config, k))[1:] for k in record.REFERENCES if str(getattr(config, k)).startswith("@")}
+    for key, other in found.items():
+        if other not in folders:
+            raise ConfigError(f"{key}=@{other} is no earlier entry of this recipe ({', '.join(folders) or 'it is the first'})")
+    _check_networks(config.stage, found, {e.name: e for e in earlier}, elsewhere)
     config = _scaled(config, outer.scale)
-    places: dict[str, Any] = {k: str(folders[r[1:]] / "export" if k == "world" else folders[r[1:]]) for k, r in found.items()}
+    places: dict[str, Any] = {key: str(folders[other]) for key, other in found.items()}
+    if base := found.get("world"):
+        places["world"] = str(sources.world_in(elsewhere[base]) if base in elsewhere else folders[base] / "export")
     config = dataclasses.replace(config, name=f"{outer.name}/{name}", runs=outer.runs, recipe={}, only=[], scale=1.0, **places)
     validate(config)
-    return Entry(number, name, " ".join(own), config, output / name, tuple(dict.fromkeys(r[1:] for r in found.values())))
+    return Entry(len(earlier) + 1, name, " ".join(own), config, output / name, tuple(dict.fromkeys(found.values())))
+
+
+def _check_networks(
+    stage: StageOptions, found: Mapping[str, str], here: Mapping[str, Entry], elsewhere: Mapping[str, Path]
+) -> None:
+    """What is known of the networks that an entry builds on before they are trained. found: setting -> entry."""
+    codec = here.get(found.get("codec", ""))
+    for key in ("init", "teacher"):
+        if (name := found.get(key)) is None:
+            continue
+        kind = sources.kind_in(elsewhere[name]) if name in elsewhere else sources.kind_of_stage(here[name].config.stage.kind)
+        sources.check_kind(stage, key, f"@{name}", kind)
+        if name in elsewhere and codec and not record.kept(codec.folder):
+            raise ConfigError(
+                f"{key}=@{name} is taken from elsewhere and knows nothing of the codec that is trained here: take that from there, "
+                f"too, with recipe.{codec.name}=FOLDER"
+            )
 
 
 def _merged(own: Sequence[str], asked: Sequence[Override]) -> list[Override]:
@@ -101,6 +142,7 @@ def _merged(own: Sequence[str], asked: Sequence[Override]) -> list[Override]:
     stages = [v for o in mine if o.key_or_group == "stage" for v in values(o)]
     if len(stages) != 1 or stages[0] not in STAGES:
         raise ConfigError(f"it must name one stage, as stage={'|'.join(STAGES)}")
+    check_used(mine)
     known = {f"stage.{f.name}" for f in dataclasses.fields(STAGES[stages[0]])}
     theirs = [o for o in asked if o.key_or_group.split(".")[0] not in _OWN or o.key_or_group in known]
     taken = {o.key_or_group for o in theirs}
@@ -136,18 +178,14 @@ def _scaled(config: RunConfig, scale: float) -> RunConfig:
 def check_folders(entries: Sequence[Entry]) -> None:
     """Raise ConfigError if one of the folders holds a run of other settings: two would be mixed."""
     for entry in entries:
-        old = record.begun(entry.folder)
-        changed = record.differences(old, record.shaping(entry.config, entry.folder)) if old else []
-        if changed:
-            what = "; ".join(changed[:3])
-            raise ConfigError(f"{entry.folder} was begun with other settings ({what}): delete that folder or choose another name=")
+        record.check_unchanged(entry.config, entry.folder)
 
 
 def _state(entry: Entry) -> tuple[bool, str]:
     """(whether there is nothing to do, why)."""
     past = record.done(entry.folder)
     if past is None:
-        return False, "goes on" if record.begun(entry.folder) else ""
+        return False, "goes on" if record.kept(entry.folder) else ""
     if record.enough(past, entry.config):
         return True, f"finished before{f' ({past.steps} steps)' if past.steps else ''}"
     return False, f"its budget was raised after {past.steps} steps, goes on"

@@ -1,7 +1,8 @@
 """What a run leaves about itself: settings.json when it starts, done.json when it is over. Nothing here loads data or networks.
 
 Two runs are the same if the settings that shape their result are: stage, model, data, seed and the runs they build on. How long it
-trains (the budget), where the folder lies, on what device and how often it tells about itself are left out.
+trains (the budget), where the folder lies, on what device and how often it tells about itself are left out. The
+number of processes that share the batch is recorded, but a run may go on with another.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import time
 from dataclasses import dataclass
 from enum import Enum
@@ -17,6 +19,7 @@ from typing import Any
 
 from train.config import RunConfig
 from train.stage_options import TrainingOptions
+from worldmodel.errors import ConfigError
 
 SETTINGS, DONE = "settings.json", "done.json"
 REFERENCES = ("codec", "init", "teacher", "world")
@@ -38,22 +41,23 @@ class Done:
 
 def shaping(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Dotted names and values of the settings that shape what a run in `folder` becomes."""
-    flat = {k: v for k, v in _flat(dataclasses.asdict(config), "").items() if k not in _IRRELEVANT}
-    flat = {k: v for k, v in flat.items() if not k.startswith("train.") or k in _RELEVANT_TRAIN}
+    every = {k: v for k, v in flat(dataclasses.asdict(config)).items() if k not in _IRRELEVANT}
+    settings = {k: v for k, v in every.items() if not k.startswith("train.") or k in _RELEVANT_TRAIN}
     for name in REFERENCES:
-        if flat.get(name):
-            flat[name] = _beside(flat[name], folder)
-    return flat
+        if settings.get(name):
+            settings[name] = _beside(settings[name], folder)
+    return {**settings, "processes": int(os.environ.get("WORLD_SIZE", "1"))}
 
 
-def _flat(values: dict[str, Any], above: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Settings by dotted name, enums by theirs; a recipe stays as it is."""
+    settings: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict) and above + name not in _IRRELEVANT:
-            flat |= _flat(value, f"{above}{name}.")
+            settings |= flat(value, f"{above}{name}.")
         else:
-            flat[above + name] = value.name if isinstance(value, Enum) else value
-    return flat
+            settings[above + name] = value.name if isinstance(value, Enum) else value
+    return settings
 
 
 def _beside(place: str, folder: Path) -> str:
@@ -70,7 +74,24 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """``stage.lr was 0.001, now 0.002`` for what both know: a newer version may know more settings."""
     if old.get("stage.kind") != new.get("stage.kind"):
         return [f"stage was {old.get('stage.kind')}, now {new.get('stage.kind')}"]
-    return [f"{k} was {old[k]!r}, now {v!r}" for k, v in new.items() if k in old and old[k] != v]
+    same = {"processes"}
+    if _clips(old) == _clips(new):
+        same.add("stage.batch")
+    return [f"{k} was {old[k]!r}, now {v!r}" for k, v in new.items() if k in old and old[k] != v and k not in same]
+
+
+def _clips(settings: dict[str, Any]) -> int:
+    """Clips of a micro-batch over all processes."""
+    return int(settings.get("stage.batch", 0)) * int(settings.get("processes", 1))
+
+
+def check_unchanged(config: RunConfig, folder: Path) -> None:
+    """Raise ConfigError if `folder` holds work of a run of other settings: two would be mixed, and the record would be wrong."""
+    old = begun(folder) if kept(folder) else None
+    changed = differences(old, shaping(config, folder)) if old else []
+    if changed:
+        what = "; ".join(changed[:3])
+        raise ConfigError(f"{folder} was begun with other settings ({what}): delete that folder or choose another name=")
 
 
 def budget(config: RunConfig) -> dict[str, float | None]:
@@ -83,8 +104,8 @@ def budget(config: RunConfig) -> dict[str, float | None]:
 
 
 def write_settings(config: RunConfig, folder: Path) -> None:
-    """What the run in `folder` is about to be, for whoever comes back to it; what was begun there keeps its record."""
-    if begun(folder) is None:
+    """What the run in `folder` is about to be, for whoever comes back to it; work that is there keeps its record."""
+    if begun(folder) is None or not kept(folder):
         settings = shaping(config, folder)
         _write(folder / SETTINGS, {"digest": digest(settings), "settings": settings})
 
@@ -141,6 +162,11 @@ def begun(folder: Path) -> dict[str, Any] | None:
     data = read_json(folder / SETTINGS) or read_json(folder / DONE) or {}
     settings = data.get("settings")
     return settings if isinstance(settings, dict) else None
+
+
+def kept(folder: Path) -> bool:
+    """Whether there is work of a run in `folder`: a checkpoint, or a record that it is finished."""
+    return (folder / DONE).is_file() or any((folder / "state").glob("step-*.pt"))
 
 
 def done(folder: Path) -> Done | None:

@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from train import recipe
+from train.checks import check_name
 from train.config import RunConfig
-from train.explain import CONF, GROUPS, RECIPE, check_choice, flat, translate, unknown_key, walk
+from train.explain import CONF, GROUPS, RECIPE, check_choice, check_used, flat, translate, unknown_key, walk
 from worldmodel.errors import ConfigError
 
 SWEEP = {"-m", "--multirun"}
@@ -65,7 +66,9 @@ def explain_settings(arguments: Sequence[str]) -> list[Path]:
     try:
         overrides = OverridesParser.create().parse_overrides(words)
     except HydraException as error:
-        raise ConfigError(f"cannot read the settings: {flat(error)}") from error
+        entry = any(w.lstrip("+").startswith("recipe.") for w in words)
+        hint = ": settings of an entry stand in quotes, \"recipe.NAME=['stage=...', 'minutes=5']\"" if entry else ""
+        raise ConfigError(f"cannot read the settings: {flat(error)}{hint}") from error
     for override in overrides:
         check_choice(override)
         name = override.key_or_group
@@ -94,9 +97,9 @@ def _combinations(overrides: Sequence[Override]) -> list[list[str]]:
 
 def _try(words: list[str], sweep: bool) -> Path:
     """Compose one job's settings and those of its recipe; returns the folder that `explain_settings` promises."""
+    check_used(OverridesParser.create().parse_overrides(words))
     cfg = compose("train", overrides=words)
-    if not cfg.name:
-        raise ConfigError("name= cannot be empty: it is the run's folder below runs=")
+    check_name(cfg.name)
     if cfg.stage.kind == RECIPE:
         outer = OmegaConf.to_object(cfg)
         assert isinstance(outer, RunConfig)

@@ -233,6 +233,9 @@ class AnyflowStage(DmdStage):
     cotrain: bool = True
 
 
+STUDENTS = (CausalCdStage, CausalOdeStage, ApexStage, DmdStage)  # with all stages that derive from them
+
+
 @dataclass
 class EvaluateStage(StageOptions):
     """Rollouts of ``world=PATH`` against the real game; train.evaluate says what each number means.

@@ -19,7 +19,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from train import sources
 from train import state as states
+from train.config import RunConfig
 from train.data import file_digest
 from worldmodel.config import CodecConfig, DiTConfig, WorldConfig, from_dict, to_dict
 from worldmodel.errors import CheckpointError, ConfigError
@@ -34,6 +36,11 @@ class LoadedCodec:
     config: CodecConfig
     digest: str
     info: dict[str, Any]
+
+    @property
+    def names(self) -> set[str]:
+        """Its digest, and that of the codec which a world's own (in fewer bits) was made from."""
+        return {self.digest, self.info.get("digest", self.digest)}
 
 
 def _exported(path: str, weights: str, key: str) -> Path:
@@ -75,6 +82,26 @@ def load_codec(path: str, device: torch.device) -> LoadedCodec:
         ) from error
     codec.to(device).eval().requires_grad_(False)
     return LoadedCodec(codec, config, file_digest(folder / "codec.safetensors"), info)
+
+
+def check_codec(codec: LoadedCodec, config: RunConfig) -> None:
+    """Raise ConfigError if a network that the run builds on knows the latents of another codec than `codec`."""
+    for key in ("init", "teacher"):
+        place = getattr(config, key)
+        known = _codecs_of(Path(place)) if place else set()
+        if known and not known & codec.names:
+            raise ConfigError(
+                f"{key}={place} was trained on the latents of another codec than codec={config.codec}: give the codec that it "
+                "was trained with (a world folder holds its own), or train it anew with this one"
+            )
+
+
+def _codecs_of(place: Path) -> set[str]:
+    """Digests that the codec of the network in a run or world folder goes by; empty if unknown."""
+    described = sources.description(place)
+    told = described.get("info", {}).get("codec") or described.get("provenance", {}).get("codec", {}).get("digest")
+    files = (folder / "codec.safetensors" for folder in (place, place / "export"))
+    return {name for name in (told, *(file_digest(file) for file in files if file.is_file())) if name}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

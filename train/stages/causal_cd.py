@@ -21,6 +21,7 @@ from train.stage_options import CausalCdStage
 from train.stages.base import Context, Update
 from train.stages.distil import Distillation, Extra
 from worldmodel.diffusion import add_noise, shifted_grid, to_clean
+from worldmodel.models.dit import DiT
 
 
 class CausalConsistency(Distillation):
@@ -28,8 +29,12 @@ class CausalConsistency(Distillation):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self.teacher, self.target = (self.network().requires_grad_(False) for _ in range(2))
+        self.teacher, self.target = (network.requires_grad_(False) for network in (self.teacher_network(), self.network()))
         self.grid = shifted_grid(self._own.levels, self._own.shift).float().to(context.device)
+
+    def teacher_network(self) -> DiT:
+        """What the student learns from: the network that it starts from."""
+        return self.network()
 
     @property
     def _own(self) -> CausalCdStage:

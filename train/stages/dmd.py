@@ -27,6 +27,7 @@ from train.stages.base import Context, Update
 from train.stages.distil import Distillation
 from train.stages.flow import dit_flops
 from train.student import Student
+from worldmodel.config import SamplerConfig
 from worldmodel.diffusion import add_noise, euler_sigmas, shift_sigma, to_clean, velocity_target
 from worldmodel.errors import ConfigError
 from worldmodel.models.attention import Layout
@@ -51,6 +52,12 @@ class DistributionMatching(Distillation):
     def own(self) -> DmdStage:
         assert isinstance(self.options, DmdStage)
         return self.options
+
+    def sampler(self) -> SamplerConfig:
+        """Offers the step counts that are trained; by default the one nearest to ``model.sampler.steps``."""
+        plain, counts = super().sampler(), tuple(sorted(set(self.own.student_steps)))
+        steps = min(counts, key=lambda count: abs(count - plain.steps))
+        return replace(plain, presets=counts, steps=steps, first_steps=self.own.first_steps)
 
     @cached_property
     def student(self) -> Student:

@@ -20,7 +20,7 @@ from train.options import NoiseLevels, Weighting
 from train.stage_options import FlowStage
 from train.stages.base import Context, Stage, Update
 from train.unpack import Frames, unpack
-from train.weights import LoadedCodec, load_codec, load_network
+from train.weights import LoadedCodec, check_codec, load_codec, load_network
 from worldmodel.config import DiTConfig, SamplerConfig
 from worldmodel.diffusion import add_noise, shift_sigma, velocity_target
 from worldmodel.errors import ConfigError
@@ -61,6 +61,7 @@ class FlowMatching(Stage):
         self.options = options
         self.data = open_frames(context)
         self.codec: LoadedCodec = load_codec(context.config.codec, context.device)
+        check_codec(self.codec, context.config)
         with context.ranks.main_first():
             latents = encode_latents(self.data, self._encode, self.codec.digest, context.device, context.report)
         on_gpu = context.config.train.on_gpu

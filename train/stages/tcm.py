@@ -16,9 +16,9 @@ from train.stage_options import TcmStage
 from train.stages.base import Context
 from train.stages.causal_cd import CausalConsistency
 from train.stages.distil import Extra
-from train.weights import load_network
 from worldmodel.diffusion import add_noise
 from worldmodel.errors import ConfigError
+from worldmodel.models.dit import DiT
 
 
 class TruncatedConsistency(CausalConsistency):
@@ -30,11 +30,14 @@ class TruncatedConsistency(CausalConsistency):
                 "this stage goes on from a student: pass init=runs/causal_cd, and teacher=runs/ar_diffusion that it learnt from"
             )
         super().__init__(context)
-        load_network(context.config.teacher, self.teacher, key="teacher")
         self.frozen = self.network().requires_grad_(False)
         self.boundary = int((self.grid >= self._options.boundary).sum()) - 1  # the lowest level that is trained
         if self.boundary < 0:
             raise ConfigError(f"stage.boundary {self._options.boundary} lies above every level of the grid: lower it")
+
+    def teacher_network(self) -> DiT:
+        """The autoregressive network that the student of the first stage learnt from."""
+        return self.network(self.context.config.teacher, "teacher")
 
     @property
     def _options(self) -> TcmStage:

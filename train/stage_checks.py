@@ -1,0 +1,154 @@
+"""What no type can catch in the settings of a stage that trains: ranges, and settings that would be read by nothing."""
+
+from __future__ import annotations
+
+from train import record
+from train.config import RunConfig
+from train.options import CacheGradient, Forcing, SamplerOptions, Source
+from train.stage_options import AnyflowStage, ArDiffusionStage, CodecStage, DmdStage, FlowStage, SelfForcingStage, TrainingOptions
+from worldmodel.config import MOST_STEPS
+from worldmodel.errors import ConfigError
+
+
+def at_least_one(values: dict[str, int]) -> None:
+    """Raise ConfigError that names the first value below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+
+
+def not_negative(values: dict[str, float]) -> None:
+    """Raise ConfigError that names the first value below 0."""
+    for name, value in values.items():
+        if value < 0:
+            raise ConfigError(f"{name} must be a number from 0 up, got {value}")
+
+
+def validate_training(config: RunConfig, stage: TrainingOptions) -> None:
+    """Raise ConfigError for what `stage` cannot be trained with."""
+    at_least_one({f"stage.{n}": getattr(stage, n) for n in ("steps", "batch", "accumulate", "ema_every")})
+    if not 0.0 <= stage.ema < 1.0:
+        raise ConfigError(f"stage.ema lies in [0, 1), got {stage.ema}")
+    if not (stage.lr > 0 and stage.clip > 0):
+        raise ConfigError(f"stage.lr and stage.clip must be positive, got {stage.lr} and {stage.clip}")
+    if not (0 <= stage.beta1 < 1 and 0 <= stage.beta2 < 1):
+        raise ConfigError(f"stage.beta1 and stage.beta2 lie in [0, 1), got {stage.beta1} and {stage.beta2}")
+    not_negative({f"stage.{n}": getattr(stage, n) for n in ("weight_decay", "warmup")})
+    if isinstance(stage, CodecStage):
+        at_least_one({"stage.scale_frames": stage.scale_frames})
+        names = ("noise_std", "l1_weight", "gradient_weight", "mse_weight", "latent_weight")
+        not_negative({f"stage.{n}": getattr(stage, n) for n in names})
+    if isinstance(stage, FlowStage):
+        _validate_flow(stage, config.model.sampler.chunk)
+    if isinstance(stage, ArDiffusionStage):
+        _validate_ranges(stage)
+        _validate_sampler(stage, config.model.sampler)
+        _validate_own_rounds(stage)
+    if isinstance(stage, DmdStage):
+        _validate_rollouts(stage, config.model.sampler.chunk)
+    if isinstance(stage, SelfForcingStage | AnyflowStage):
+        _validate_phases(stage, record.budget(config)["steps"])
+
+
+def _validate_flow(stage: FlowStage, chunk: int) -> None:
+    if stage.clip_frames < 2 or stage.clip_frames % max(chunk, 1):
+        raise ConfigError(
+            f"stage.clip_frames must be 2 or more and a multiple of model.sampler.chunk {chunk}, got {stage.clip_frames}"
+        )
+    for name in ("action_dropout", "context_noise_prob", "context_noise_max"):
+        value = float(getattr(stage, name, 0.0))
+        if not 0.0 <= value <= 1.0:
+            raise ConfigError(f"stage.{name} lies in [0, 1], got {value}")
+    if not (stage.shift > 0 and stage.logit_std > 0):
+        raise ConfigError(f"stage.shift and stage.logit_std must be positive, got {stage.shift} and {stage.logit_std}")
+
+
+def _validate_ranges(stage: ArDiffusionStage) -> None:
+    """Of settings that several stages have."""
+    for name in ("levels", "list_steps"):
+        if getattr(stage, name, 2) < (2 if name == "levels" else 1):
+            raise ConfigError(f"stage.{name} must be at least {2 if name == 'levels' else 1}, got {getattr(stage, name)}")
+    shares = ("boundary", "boundary_prob", "mix", "score_min", "score_max", "fm_share", "clean_share", "target_decay")
+    for name in shares:
+        if not 0.0 <= getattr(stage, name, 0.0) <= (1.0 if name != "target_decay" else 0.99999):
+            ends = "[0, 1)" if name == "target_decay" else "[0, 1]"
+            raise ConfigError(f"stage.{name} lies in {ends}, got {getattr(stage, name)}")
+    factors = ("guidance", "trajectory_guidance", "critic_lr", "pretrain_lr", "fake_weight", "mix_weight", "boundary_weight")
+    names = (*factors, "anchor", "pretrain_steps", "own_rounds", "first_steps")
+    not_negative({f"stage.{n}": getattr(stage, n) for n in names if hasattr(stage, n)})
+    at_least_one({f"stage.{n}": getattr(stage, n) for n in ("pairs", "critic_updates") if hasattr(stage, n)})
+    if getattr(stage, "list_steps", 1) > getattr(stage, "levels", 1) or getattr(stage, "levels", 1) % getattr(
+        stage, "list_steps", 1
+    ):
+        raise ConfigError("stage.levels must be a multiple of stage.list_steps: the kept states are levels of the trajectory")
+    if isinstance(stage, AnyflowStage):
+        if stage.map_guidance <= 0:
+            raise ConfigError(f"stage.map_guidance must be positive, got {stage.map_guidance}")
+        if stage.fm_share + stage.clean_share > 1:
+            raise ConfigError(
+                "stage.fm_share and stage.clean_share are shares of the same clips, together at most 1: "
+                f"got {stage.fm_share} and {stage.clean_share}"
+            )
+
+
+def _validate_sampler(stage: ArDiffusionStage, sampler: SamplerOptions) -> None:
+    if sampler.kind == "flow_map" and not isinstance(stage, AnyflowStage):
+        raise ConfigError(
+            f"model.sampler.kind=flow_map is for flow maps, which stage=anyflow trains, and {stage.kind} trains none: choose adams"
+        )
+
+
+def _validate_own_rounds(stage: ArDiffusionStage) -> None:
+    if not stage.own_rounds:
+        return
+    if stage.forcing is Forcing.diffusion:
+        raise ConfigError(
+            "stage.own_rounds does nothing with stage.forcing=diffusion, which has no clean past: set stage.own_rounds=0, "
+            "or stage.forcing=teacher"
+        )
+    data = isinstance(stage, AnyflowStage) and (stage.cotrain or stage.pretrain_steps > 0)
+    if isinstance(stage, DmdStage) and stage.source is Source.rollout and not (stage.anchor or data):
+        raise ConfigError(
+            "stage.own_rounds does nothing on rollouts, whose past is the student's own: set stage.own_rounds=0, or give the past "
+            "of real clips a use with stage.anchor=1"
+        )
+
+
+def _validate_rollouts(stage: DmdStage, chunk: int) -> None:
+    counts = [*stage.student_steps, stage.first_steps or 1]
+    if not stage.student_steps or min(counts) < 1 or max(counts) > MOST_STEPS:
+        raise ConfigError(
+            f"stage.student_steps and stage.first_steps are step counts from 1 to {MOST_STEPS}, "
+            f"got {stage.student_steps} and {stage.first_steps}"
+        )
+    frames = {n: getattr(stage, n) for n in ("context_frames", "rollout_frames")}
+    if any(value % chunk for value in frames.values()):
+        raise ConfigError(
+            f"stage.context_frames and stage.rollout_frames must be multiples of model.sampler.chunk {chunk}, got {frames}"
+        )
+    if not 0 <= stage.context_frames < stage.clip_frames <= stage.rollout_frames:
+        raise ConfigError(
+            "0 <= stage.context_frames < stage.clip_frames <= stage.rollout_frames must hold, got "
+            f"{stage.context_frames}, {stage.clip_frames}, {stage.rollout_frames}"
+        )
+    if stage.score_min >= stage.score_max:
+        raise ConfigError(f"stage.score_min must be below stage.score_max, got {stage.score_min} and {stage.score_max}")
+    if stage.source is not Source.rollout:
+        for name, wanted in (("first_steps", stage.first_steps), ("cache_gradient", stage.cache_gradient is CacheGradient.carried)):
+            if wanted:
+                raise ConfigError(
+                    f"stage.{name} is a setting of rollouts, and stage.source={stage.source.name} makes none: leave it out, "
+                    "or set stage.source=rollout"
+                )
+    if stage.first_steps and stage.context_frames:
+        raise ConfigError(
+            "stage.first_steps is for rollouts that begin with nothing: set stage.context_frames=0, or leave stage.first_steps out"
+        )
+
+
+def _validate_phases(stage: SelfForcingStage | AnyflowStage, steps: float | None) -> None:
+    if steps is not None and stage.pretrain_steps >= steps:
+        raise ConfigError(
+            f"the second phase of {stage.kind} would never begin: stage.pretrain_steps ({stage.pretrain_steps}) must be below "
+            f"the steps of the whole run ({steps}), lower it or raise steps="
+        )
