@@ -12,18 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
-from tests.train_boxes import environment, make_boxes
+from tests.train_boxes import composed, environment, make_boxes
 from train import jobs, record
 from train.config import RunConfig, register
-from train.recipe import Entry, plan, run_recipe
+from train.recipe import Entry, plan, run_recipe, taken
 from train.settings import CONF, explain_settings, with_recipe
+from worldmodel.config import WORLDS
 from worldmodel.errors import ConfigError
 
 QUICK = ("train.threads=1", "device=cpu", "train.precision=fp32", "train.sample_minutes=0", "stage.warmup=2")
+EVALUATE = ["stage=evaluate", "world=@ar"]
+TEACHER: dict[str, object] = {"model": {}, "info": {"stage": "teacher"}}
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +41,17 @@ def finish(command: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=cwd, env=environment(), text=True, capture_output=True, timeout=180)
 
 
-def planned(*overrides: str, experiment: str = "tiny") -> list[Entry]:
-    """The entries that a command line asks for, with folders below /out."""
-    register()
+def plan_of(outer: RunConfig, asked: Sequence[str] = ()) -> list[Entry]:
+    """The entries of composed settings, with folders below /out."""
     GlobalHydra.instance().clear()
-    asked = with_recipe([f"experiment={experiment}", *overrides])
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        outer = OmegaConf.to_object(compose("train", overrides=asked))
-        assert isinstance(outer, RunConfig)
         return plan(outer, asked, Path("/out"))
+
+
+def planned(*overrides: str, experiment: str = "tiny") -> list[Entry]:
+    """The entries that a command line asks for."""
+    asked = with_recipe([f"experiment={experiment}", *overrides])
+    return plan_of(composed(*asked), asked)
 
 
 def test_entries_are_composed_from_experiment_entry_and_command_line() -> None:
@@ -84,6 +88,50 @@ def test_a_budget_on_the_command_line_replaces_those_of_the_entries_and_scale_mu
     assert [record.budget(e.config)["steps"] for e in planned("steps=7")] == [7, 7, 7, None]
 
 
+def export(folder: Path, **files: dict[str, object]) -> Path:
+    """A folder with descriptions of what it exported; nothing else of it is read before it is used."""
+    for name, content in files.items():
+        (folder / "export").mkdir(parents=True, exist_ok=True)
+        (folder / "export" / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_an_entry_may_be_taken_from_elsewhere(tmp_path: Path) -> None:
+    codec = export(tmp_path / "codec", codec={"codec": {}})
+    ar = export(tmp_path / "ar", config={"model": {}})
+    cd, evaluate = planned(f"recipe.codec={codec}", f"recipe.ar={ar}")
+    assert (cd.name, cd.number, cd.config.codec, cd.config.init) == ("cd", 1, str(codec), str(ar))
+    assert evaluate.config.world == "/out/cd/export"
+    *_, evaluate = planned(f"recipe.cd={ar}")
+    assert evaluate.config.world == str(ar / "export")
+    *_, evaluate = planned(f"recipe.cd={ar}/export")
+    assert evaluate.config.world == str(ar / "export")
+
+
+def test_an_entry_may_be_taken_from_elsewhere_by_the_experiment_s_file() -> None:
+    outer = dataclasses.replace(
+        composed("experiment=tiny", "stage=recipe"), recipe={"ar": str(WORLDS / "rooms"), "evaluate": EVALUATE}
+    )
+    (evaluate,) = plan_of(outer)
+    assert evaluate.config.world == str(WORLDS / "rooms") and taken(outer) == {"ar": WORLDS / "rooms"}
+
+
+def test_what_is_taken_from_elsewhere_must_fit(tmp_path: Path) -> None:
+    codec, teacher = (export(tmp_path / n, **{d: c}) for n, d, c in (("c", "codec", {"codec": {}}), ("t", "model", TEACHER)))
+    wrong = {
+        "that entry is taken from .*/t, there is nothing to do for it": (f"recipe.ar={teacher}", "only=ar"),
+        "recipe entry 'cd': init=@ar is a bidirectional network": (f"recipe.ar={teacher}", f"recipe.codec={codec}"),
+        "recipe entry 'evaluate': .*/c holds no world": (f"recipe.cd={codec}",),
+        "init=@ar is taken from elsewhere and knows nothing of the codec .* recipe.codec=FOLDER": (f"recipe.ar={WORLDS}/rooms",),
+        "every entry of this recipe is taken from elsewhere": tuple(
+            f"recipe.{n}={codec}" for n in ("codec", "ar", "cd", "evaluate")
+        ),
+    }
+    for said, overrides in wrong.items():
+        with pytest.raises(ConfigError, match=said):
+            planned(*overrides)
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -96,6 +144,19 @@ def test_a_budget_on_the_command_line_replaces_those_of_the_entries_and_scale_mu
         (["+recipe.x=['stage=codec','codec=@y']"], "recipe entry 'x': codec=@y is no earlier entry of this recipe"),
         (["+recipe.x=['minutes=1']"], "recipe entry 'x': it must name one stage"),
         (["+recipe.x=['stage=codec','stage.nope=1']"], "recipe entry 'x': unknown setting 'stage.nope'"),
+        (["recipe={}"], "recipe= cannot be given as a whole: .* or recipe.NAME=FOLDER, add one by .recipe.NAME="),
+        (["recipe=nonsense"], "recipe= cannot be given as a whole"),
+        (["recipe.ar=3"], r"recipe.ar must be a list of settings, \['stage=...', ...\], or a folder to take it from, got 3"),
+        (["recipe.ar=[1]"], "recipe.ar must be a list of settings"),
+        (["recipe.ar={a:b}"], "recipe.ar must be a list of settings"),
+        (["recipe.ar=[stage=ar_diffusion]"], "cannot read the settings: .*settings of an entry stand in quotes"),
+        (["recipe.arr=x"], r"the recipe has no entry 'arr': to add one write \+recipe.arr="),
+        (["recipe.ar=nowhere"], r"recipe entry 'ar': there is no folder nowhere: give that of a run or of a world \(settings of"),
+        (["recipe.ar=conf"], "recipe entry 'ar': conf holds neither a run nor a world"),
+        (["+recipe.x=['stage=dmd','init=@ar','teacher=@ar']"], "recipe entry 'x': teacher=@ar is an autoregressive network"),
+        (["+recipe.x=['stage=apex','init=@ar','model.sampler.shift=2']"], "recipe entry 'x': model.sampler.shift does nothing"),
+        (["+recipe.x=['stage=causvid','init=@ar','steps=9']"], "recipe entry 'x': the second phase of causvid would never begin"),
+        (["name=../x"], "^name=../x is no folder below runs="),
         (["stage=codec", "only=[codec]", "--cfg"], ""),
     ],
 )

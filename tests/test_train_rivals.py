@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from tests.train_boxes import make_boxes, settings, train
+from train import record
 from train.distributed import Ranks
+from train.jobs import run
 from train.monitor import read_metrics
 from train.options import CacheGradient
 from train.stages import Context, build
@@ -72,6 +74,7 @@ def test_stage_trains_resumes_and_plays(home: Path, tmp_path: Path, kind: str) -
     session = open_session(tmp_path / "through" / "export", device="cpu", steps=2, threads=1)
     expected = "flow_map" if kind == "anyflow" else "consistency"
     assert session.config.sampler.kind == expected
+    assert session.config.sampler.presets == ((1, 2, 4, 8) if kind == "anyflow" else (1, 2, 4))
     assert session.step(session.actions.decode([1.0, 0.0, 0.5]))[0].rgb.shape == (32, 48, 3)
     session.close()
 
@@ -144,6 +147,57 @@ def test_stages_say_what_they_need(home: Path) -> None:
         train(home / "bad", *words(home, "dmd", "model.sampler.chunk=3", "model.sampler.window=7"))
     with pytest.raises(ConfigError, match="rollout_frames must hold"):
         train(home / "bad", *words(home, "dmd", "stage.context_frames=6"))
+
+
+def test_a_student_offers_the_step_counts_that_it_was_trained_for(home: Path) -> None:
+    chosen = _dmd(home, "stage.student_steps=[8,2,8]").sampler()  # tiny worlds are played in 2 steps
+    assert (chosen.presets, chosen.steps, chosen.first_steps) == ((2, 8), 2, 0)
+    nearest = _dmd(home, "stage.student_steps=[4,8]", "stage.first_steps=16", "stage.context_frames=0").sampler()
+    assert (nearest.presets, nearest.steps, nearest.first_steps) == ((4, 8), 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "name", "said"),
+    [
+        ("dmd", "teacher", "ar", "is an autoregressive network, stage dmd needs a bidirectional network there.*stage=teacher"),
+        ("dmd", "teacher", "ar/export", "is an autoregressive network"),
+        ("causvid", "teacher", "ar", "stage causvid needs a bidirectional network"),
+        (
+            "dmd",
+            "init",
+            "teacher",
+            "is a bidirectional network, stage dmd needs an autoregressive .*stage=ar_diffusion, or a student",
+        ),
+        ("apex", "init", "teacher/export", "is a bidirectional network, stage apex needs an autoregressive"),
+        ("tcm", "teacher", "teacher", "is a bidirectional network, stage tcm needs an autoregressive"),
+    ],
+)
+def test_a_network_of_the_wrong_kind_is_refused(home: Path, tmp_path: Path, kind: str, key: str, name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run(settings(*words(home, kind, f"{key}={home}/{name}")), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_exported_nothing_yet_says_by_its_settings_what_it_is(home: Path, tmp_path: Path) -> None:
+    record.write_settings(settings(f"data.root={home}/data", "stage=teacher"), tmp_path / "young")
+    with pytest.raises(ConfigError, match="young is a bidirectional network"):
+        run(settings(*words(home, "apex", f"init={tmp_path}/young")), tmp_path / "x")
+
+
+def test_networks_of_another_codec_are_refused(home: Path, tmp_path: Path) -> None:
+    """Latents of two codecs have nothing to do with each other; a world's own codec is the one that it was made from."""
+    data = (f"data.root={home}/data",)
+    train(tmp_path / "codec", *data, "steps=2", "seed=1", *CODEC)
+    train(tmp_path / "ar", *data, f"codec={tmp_path}/codec", "stage=ar_diffusion", "steps=1", *FLOW)
+    with pytest.raises(
+        ConfigError, match=r"init=\S+/ar was trained on the latents of another codec than codec=\S+/codec: give the"
+    ):
+        _dmd(home, f"codec={tmp_path}/codec")
+    with pytest.raises(ConfigError, match=r"teacher=\S+/teacher was trained on the latents of another codec"):
+        _dmd(home, f"codec={tmp_path}/codec", f"init={tmp_path}/ar")
+    with pytest.raises(ConfigError, match=r"init=\S+/ar/export was trained on the latents of another codec"):
+        _dmd(home, f"init={tmp_path}/ar/export")
+    _dmd(home, f"codec={home}/ar/export", f"init={home}/ar/export")  # and the teacher of the codec that it was made from
 
 
 def test_trajectories_are_made_once(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
