@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from tests.train_boxes import composed, environment, make_boxes
 from train import jobs, record
@@ -24,7 +25,6 @@ from worldmodel.config import WORLDS
 from worldmodel.errors import ConfigError
 
 QUICK = ("train.threads=1", "device=cpu", "train.precision=fp32", "train.sample_minutes=0", "stage.warmup=2")
-EVALUATE = ["stage=evaluate", "world=@ar"]
 TEACHER: dict[str, object] = {"model": {}, "info": {"stage": "teacher"}}
 
 
@@ -108,10 +108,10 @@ def test_an_entry_may_be_taken_from_elsewhere(tmp_path: Path) -> None:
     assert evaluate.config.world == str(ar / "export")
 
 
-def test_an_entry_may_be_taken_from_elsewhere_by_the_experiment_s_file() -> None:
-    outer = dataclasses.replace(
-        composed("experiment=tiny", "stage=recipe"), recipe={"ar": str(WORLDS / "rooms"), "evaluate": EVALUATE}
-    )
+def test_an_experiment_s_file_may_put_a_folder_in_the_place_of_inherited_settings() -> None:
+    above = {"recipe": {"ar": ["stage=ar_diffusion"], "evaluate": ["stage=evaluate", "world=@ar"]}}
+    merged = OmegaConf.merge(OmegaConf.structured(RunConfig), above, {"recipe": {"ar": str(WORLDS / "rooms")}})
+    outer = dataclasses.replace(composed("experiment=tiny", "stage=recipe"), recipe=OmegaConf.to_object(merged.recipe))
     (evaluate,) = plan_of(outer)
     assert evaluate.config.world == str(WORLDS / "rooms") and taken(outer) == {"ar": WORLDS / "rooms"}
 
@@ -226,6 +226,10 @@ def test_a_recipe_runs_once_is_skipped_and_refuses_other_settings(data: Path, tm
     more = finish([*asked, "scale=0.03", "only=codec"], tmp_path)
     assert more.returncode == 0 and "its budget was raised after 6 steps, goes on" in more.stdout, more.stderr
     assert "warning: codec was trained on since ar was finished" in finish([*asked, "only=ar"], tmp_path).stdout
+    second = finish([*asked, "name=second", f"recipe.codec={home}/ar/export", f"recipe.ar={home}/ar", "only=cd"], tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert f"ar: taken from {home}/ar\n[1/2] cd: stage=causal_cd" in second.stdout
+    assert {p.name for p in (tmp_path / "runs/second").iterdir()} == {".hydra", "cd"}
 
 
 @pytest.mark.slow
