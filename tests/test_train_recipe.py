@@ -134,6 +134,22 @@ def test_a_failure_stops_only_those_that_need_it(tmp_path: Path) -> None:
     assert told[0].startswith("[1/5] codec: stage=codec steps=300") and "ar failed: it broke" in told
 
 
+def test_only_needs_what_the_others_have_left(tmp_path: Path) -> None:
+    entries = [dataclasses.replace(e, folder=tmp_path / e.name) for e in planned()]
+    done: list[str] = []
+
+    def do(entry: Entry) -> str | None:
+        done.append(entry.name)
+        return None
+
+    with pytest.raises(ConfigError, match="evaluate needs cd, which has not been trained yet: name it in only=, too"):
+        run_recipe(entries, ["codec", "evaluate"], do, print)
+    assert not done
+    assert run_recipe(entries, ["codec", "ar", "cd", "evaluate"], do, print) == []
+    (tmp_path / "cd/export").mkdir(parents=True)
+    assert run_recipe(entries, ["evaluate"], do, print) == [] and done[-1] == "evaluate" and len(done) == 5
+
+
 def test_the_record_of_a_run_survives_a_moved_tree_and_knows_what_changed(tmp_path: Path) -> None:
     config = dataclasses.replace(planned()[2].config, codec=str(tmp_path / "a/codec"), init=str(tmp_path / "a/ar"))
     moved = dataclasses.replace(config, codec=str(tmp_path / "b/codec"), init=str(tmp_path / "b/ar"), minutes=3.0, name="q")
