@@ -140,7 +140,7 @@ def test_a_run_folder_stands_for_its_export(tmp_path):
     assert find_world(export.parent) == find_world(export) == export
     (tmp_path / "runs" / "dmd").mkdir()
     for name in ("runs/dmd/export", "runs/dmd"):
-        with pytest.raises(ConfigError, match="has exported no world yet, train it first|neither there nor in export/$"):
+        with pytest.raises(ConfigError, match=r"has exported no world yet, train it first|neither there nor in export/$"):
             find_world(tmp_path / name)
     with pytest.raises(ConfigError, match=f"the worlds in it are {tmp_path}/runs/cd$"):
         find_world(tmp_path / "runs")
