@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf
 from tests.train_boxes import environment, make_boxes
 from train import jobs, record
 from train.config import RunConfig, register
-from train.recipe import Entry, plan, run_recipe
+from train.recipe import Entry, check_folders, plan, run_recipe
 from train.settings import CONF, explain_settings, with_recipe
 from worldmodel.errors import ConfigError
 
@@ -159,6 +160,21 @@ def test_the_record_of_a_run_survives_a_moved_tree_and_knows_what_changed(tmp_pa
     assert record.differences(here, other) == ["seed was 0, now 1"]
     assert record.differences({"stage.kind": "codec"}, other) == ["stage was codec, now causal_cd"]
     assert json.loads(json.dumps(here)) == here
+
+
+def test_changed_settings_are_named_with_what_to_do(tmp_path: Path) -> None:
+    def begin(*overrides: str) -> list[Entry]:
+        entries = [e for e in planned(*overrides, experiment="compare") if e.name == "self_forcing"]
+        return [dataclasses.replace(e, folder=tmp_path / "self_forcing") for e in entries]
+
+    (entry,) = begin()
+    record.write_settings(entry.config, entry.folder)
+    check_folders(begin())
+    place = re.escape(str(entry.folder))
+    with pytest.raises(ConfigError, match=rf"{place} was begun .*stage\.lr was .*, now 0\.5\): delete that folder to do it anew"):
+        check_folders(begin("stage.lr=0.5"))
+    with pytest.raises(ConfigError, match=r"\(stage\.pretrain_steps was 1000, now 500, by scale=\): .*the old settings to go on"):
+        check_folders(begin("scale=0.5"))
 
 
 @pytest.mark.slow

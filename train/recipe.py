@@ -140,8 +140,11 @@ def check_folders(entries: Sequence[Entry]) -> None:
         old = record.begun(entry.folder)
         changed = record.differences(old, record.shaping(entry.config, entry.folder)) if old else []
         if changed:
-            what = "; ".join(changed[:3])
-            raise ConfigError(f"{entry.folder} was begun with other settings ({what}): delete that folder or choose another name=")
+            what = "; ".join(changed[:3]) + (", by scale=" if changed[0].startswith("stage.pretrain_steps ") else "")
+            raise ConfigError(
+                f"{entry.folder} was begun with other settings ({what}): delete that folder to do it anew, choose another name=, "
+                "or give the old settings to go on"
+            )
 
 
 def _check_given(chosen: Sequence[Entry], entries: Sequence[Entry]) -> None:
