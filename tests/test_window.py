@@ -162,7 +162,6 @@ def test_pause_step_reset_next_place_and_quit(monkeypatch, tmp_path):
 
 
 def test_menu_by_mouse_and_keys(monkeypatch, tmp_path):
-
     def script(person: Person) -> None:
         shell, generator = person.loop.shell, person.loop.run.generator
         person.tap("Escape")
