@@ -66,7 +66,8 @@ def gather(root: Path) -> tuple[list[Run], list[str]]:
     if not runs:
         damaged = f" that can be read ({'; '.join(problems)})" if problems else ""
         raise DataError(
-            f"there is no run in {root}{damaged}: train one first (python -m train experiment=tiny data.root=EPISODES), or give another folder"
+            f"there is no run in {root}{damaged}: "
+            "train one first (python -m train experiment=tiny data.root=EPISODES), or give another folder"
         )
     return runs, problems
 
