@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         "name",
         nargs="?",
         metavar="WORLD",
-        help=f"a bundled world (see --list), a folder, or ORG/NAME on the hub (default: {DEFAULT_WORLD})",
+        help=f"a bundled world (see --list), the folder of a world or of a run, or ORG/NAME on the hub (default: {DEFAULT_WORLD})",
     )
     add("--world", metavar="WORLD", help="the same as a flag")
     add("--real", metavar="NAME", help="play a real game instead: rooms, racing, or any Gymnasium id")
@@ -199,11 +199,13 @@ def _print_pending(wanted: str, flags: argparse.Namespace) -> bool:
 
 def _preview(wanted: str, flags: argparse.Namespace) -> tuple[Preview, Path]:
     """Find a world's folder (or fetch it) and read its description; no weights, no torch."""
-    from worldmodel.config import WorldConfig
+    from worldmodel.config import EXPORT, WorldConfig
     from worldmodel.game.settings import Preview
     from worldmodel.hub import locate
 
     folder, source = locate(wanted, flags.revision, flags.offline)
+    if folder == Path(wanted) / EXPORT:
+        print(f"note: {wanted} is a run: playing {folder}", file=sys.stderr)
     config = WorldConfig.load(folder)
     picture = next(iter(sorted(folder.glob("spawns/*/thumb.png"))), None)
     demo = folder / "demo.jsonl"

@@ -14,7 +14,7 @@ from tests.train_boxes import command, environment, make_boxes, settings, train
 from train import record
 from train.monitor import read_metrics
 from train.state import TrainState, load_latest
-from worldmodel.errors import ConfigError
+from worldmodel.errors import CheckpointError, ConfigError
 
 CODEC = ("stage=codec", "stage.batch=8", "stage.lr=2e-3")
 TIMES = {"seconds", "targets_per_s", "tokens_per_s", "tflops", "share"}
@@ -152,7 +152,9 @@ def test_other_settings_in_the_same_folder_are_refused(home: Path, tmp_path: Pat
     before = (tmp_path / "x/done.json").read_bytes()
     with pytest.raises(ConfigError, match=r"x was begun with other settings \(seed was 0, now 1; stage.lr was 0.002, now 0.001\)"):
         train(tmp_path / "x", *words, "steps=4", "seed=1", "stage.lr=1e-3")
-    with pytest.raises(ConfigError, match=r"stage was ar_diffusion, now teacher\): delete that folder or choose another name="):
+    with pytest.raises(
+        ConfigError, match=r"stage was ar_diffusion, now teacher\): delete that folder to do it anew, choose another name="
+    ):
         train(tmp_path / "x", *words, "steps=4", "stage=teacher")
     assert (tmp_path / "x/done.json").read_bytes() == before
     free = ("train.log_steps=1", "train.threads=2", "train.checkpoint_steps=3", "data.workers=1", "name=other", "stage.steps=9")
@@ -184,6 +186,29 @@ def test_a_finished_run_is_left_alone_and_can_be_prolonged(home: Path, tmp_path:
     assert "is finished (3 steps)" in capsys.readouterr().out
     assert (tmp_path / "x/export/model.safetensors").stat().st_mtime_ns == stamp
     assert train(tmp_path / "x", *_flow(home, "steps=5", "stage.batch=2")).step == 5
+
+
+def test_an_export_that_failed_is_made_up_for_and_that_is_said(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "x", *_flow(home, "steps=3", "stage.batch=2"))
+    stamp = (tmp_path / "x/export/config.json").stat().st_mtime_ns
+    longer = _flow(home, "steps=5", "stage.batch=2")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="No space left"):
+        patch.setattr("worldmodel.checkpoint.save_file", full)
+        train(tmp_path / "x", *longer)
+    assert (tmp_path / "x/export/config.json").stat().st_mtime_ns == stamp
+    capsys.readouterr()
+    assert train(tmp_path / "x", *longer).step == 5
+    said = capsys.readouterr().out
+    assert f"all 5 steps of {tmp_path}/x are done, but not its last export: writing that now" in said and "raise steps=" not in said
+    assert (tmp_path / "x/export/config.json").stat().st_mtime_ns > stamp
+    train(tmp_path / "x", *longer)
+    assert "is finished (5 steps): raise steps=" in capsys.readouterr().out
 
 
 def test_a_minutes_budget_ends_with_rate_zero(home: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from train.checks import validate
 from train.config import STAGES, RunConfig
 from train.explain import RECIPE, check_entry, check_used, translate, values
 from train.stage_options import StageOptions, TrainingOptions
+from worldmodel.config import EXPORT, find_world
 from worldmodel.errors import ConfigError
 
 _OWN = {"name", "runs", "stage", "recipe", "only", "scale"}  # of the recipe as a whole: no entry sees them
@@ -110,7 +111,7 @@ def _entry(
     config = _scaled(config, outer.scale)
     places: dict[str, Any] = {key: str(folders[other]) for key, other in found.items()}
     if base := found.get("world"):
-        places["world"] = str(sources.world_in(elsewhere[base]) if base in elsewhere else folders[base] / "export")
+        places["world"] = str(find_world(elsewhere[base]) if base in elsewhere else folders[base] / EXPORT)
     config = dataclasses.replace(config, name=f"{outer.name}/{name}", runs=outer.runs, recipe={}, only=[], scale=1.0, **places)
     validate(config)
     return Entry(len(earlier) + 1, name, " ".join(own), config, output / name, tuple(dict.fromkeys(found.values())))
@@ -181,6 +182,18 @@ def check_folders(entries: Sequence[Entry]) -> None:
         record.check_unchanged(entry.config, entry.folder)
 
 
+def _check_given(chosen: Sequence[Entry], entries: Sequence[Entry]) -> None:
+    """Raise ConfigError if an entry of ``only=`` needs another that is not among them and has left nothing yet."""
+    names = {e.name for e in chosen}
+    empty = [e.name for e in entries if not ((e.folder / EXPORT).is_dir() or (e.folder / "state").is_dir())]
+    for entry in chosen:
+        lacking = [n for n in entry.needs if n not in names and n in empty]
+        if lacking:
+            raise ConfigError(
+                f"{entry.name} needs {lacking[0]}, which has not been trained yet: name it in only=, too, or leave only= out"
+            )
+
+
 def _state(entry: Entry) -> tuple[bool, str]:
     """(whether there is nothing to do, why)."""
     past = record.done(entry.folder)
@@ -211,6 +224,7 @@ def run_recipe(
     """
     chosen = [e for e in entries if not only or e.name in only]
     check_folders(chosen)
+    _check_given(chosen, entries)
     failures: dict[str, str] = {}
     lines: list[tuple[str, float, str]] = []
     for entry in chosen:

@@ -90,8 +90,11 @@ def check_unchanged(config: RunConfig, folder: Path) -> None:
     old = begun(folder) if kept(folder) else None
     changed = differences(old, shaping(config, folder)) if old else []
     if changed:
-        what = "; ".join(changed[:3])
-        raise ConfigError(f"{folder} was begun with other settings ({what}): delete that folder or choose another name=")
+        what = "; ".join(changed[:3]) + (", scale= multiplies it" if changed[0].startswith("stage.pretrain_steps ") else "")
+        raise ConfigError(
+            f"{folder} was begun with other settings ({what}): delete that folder to do it anew, choose another name=, "
+            "or give the old settings to go on"
+        )
 
 
 def budget(config: RunConfig) -> dict[str, float | None]:

@@ -8,6 +8,7 @@ from typing import Any
 from train import record
 from train.config import STAGES, RunConfig
 from train.stage_options import STUDENTS, ArDiffusionStage, DmdStage, StageOptions, TcmStage
+from worldmodel.config import EXPORT
 from worldmodel.errors import ConfigError
 
 BIDIRECTIONAL, CAUSAL = "a bidirectional network", "an autoregressive network"
@@ -39,7 +40,7 @@ def kind_in(folder: Path) -> str | None:
 
 def description(folder: Path) -> dict[str, Any]:
     """What the export in a run or world folder says of itself: a world's config.json or a teacher's model.json; else empty."""
-    places = (place / name for place in (folder, folder / "export") for name in ("config.json", "model.json"))
+    places = (place / name for place in (folder, folder / EXPORT) for name in ("config.json", "model.json"))
     return next((data for place in places if (data := record.read_json(place))), {})
 
 
@@ -61,14 +62,6 @@ def check_folder(place: Path) -> None:
     """Raise ConfigError if `place` is neither a run with work in it nor an exported world, network or codec."""
     if not place.is_dir():
         raise ConfigError(f"there is no folder {place}: give that of a run or of a world (settings of an entry stand in [ ])")
-    exported = any((folder / name).is_file() for folder in (place, place / "export") for name in _EXPORTS)
+    exported = any((folder / name).is_file() for folder in (place, place / EXPORT) for name in _EXPORTS)
     if not (exported or record.kept(place)):
         raise ConfigError(f"{place} holds neither a run nor a world: give another folder")
-
-
-def world_in(place: Path) -> Path:
-    """The world folder that a run or world folder holds. Raises ConfigError if there is none."""
-    for folder in (place, place / "export"):
-        if (folder / "config.json").is_file():
-            return folder
-    raise ConfigError(f"{place} holds no world: give the folder of a world, or of a run that exported one")

@@ -6,6 +6,7 @@ What a published checkpoint is (its file, which net in it, chunk, steps) stands 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from worldmodel.prompt_list import FOLDER
 from worldmodel.sums import SUMS, sums_of
 from worldmodel.tensor_files import TensorFile
 from worldmodel.video_session import CAMERA_ACTIONS
-from worldmodel.video_world import Prompt, check_prompt, decoder_of, export_video, load_video, write_prompt
+from worldmodel.video_world import Prompt, check_prompt, decoder_of, export_video, load_video, video_config, write_prompt
 
 CARDS = Path(__file__).parent / "cards"
 FRAMES_PER_LATENT = 4
@@ -121,6 +122,19 @@ def embed(texts: Sequence[str], encoder: Path, tokenizer: Path, say: Callable[[s
     return [Prompt(text, vectors) for text, vectors in zip(texts, cache.embeddings(texts, prompts), strict=True)]
 
 
+def check_places(weights: Path, codec_file: Path, out: Path) -> None:
+    """Raise a WorldModelError if a file to read holds no tensors, or if `out` cannot become a world folder. Reads headers only."""
+    for path in (weights, codec_file):
+        with TensorFile(path):
+            pass
+    if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already and is no world folder: name a new folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out.parent} cannot be made ({error.strerror or error}): name another folder") from error
+
+
 def assemble(
     name: str,
     weights: Path,
@@ -146,6 +160,13 @@ def assemble(
         export_video(out, config, converted, state, prompts, _readme(config, card))
     finally:
         converted.unlink(missing_ok=True)
+
+
+def check_world(folder: Path) -> None:
+    """Raise ConfigError if prompts cannot be added to `folder`: no video world, or write-protected. Reads its description only."""
+    video_config(folder)
+    if not os.access(folder / FOLDER, os.W_OK):
+        raise ConfigError(f"nothing can be written to {folder / FOLDER}: change its rights, or convert the world to another folder")
 
 
 def add_prompts(folder: Path, prompts: Sequence[Prompt]) -> None:

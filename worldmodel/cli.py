@@ -63,9 +63,10 @@ def _prompt_flags(add: Callable[..., object]) -> None:
 
 def world(flags: argparse.Namespace) -> int:
     """Convert everything a video world needs into one folder."""
-    from worldmodel.assemble import assemble, embed, read_card
+    from worldmodel.assemble import assemble, check_places, embed, read_card
 
-    read_card(flags.name)  # a wrong name is told before the slow part
+    read_card(flags.name)  # what can be wrong at a glance is told before the slow part
+    check_places(flags.file, flags.codec, flags.out)
     prompts = embed(flags.prompt, flags.text_encoder, flags.tokenizer, print)
     assemble(Path(flags.name).stem, flags.file, flags.out, flags.codec, prompts, read_card(flags.name))
     print(f"done: python play.py {flags.out}")
@@ -74,8 +75,9 @@ def world(flags: argparse.Namespace) -> int:
 
 def prompt(flags: argparse.Namespace) -> int:
     """Add prompts to a folder."""
-    from worldmodel.assemble import add_prompts, embed
+    from worldmodel.assemble import add_prompts, check_world, embed
 
+    check_world(flags.folder)  # before the slow part
     add_prompts(flags.folder, embed(flags.prompt, flags.text_encoder, flags.tokenizer, print))
     print(f"done: python play.py {flags.folder} --prompt {flags.prompt[0]!r}")
     return 0
