@@ -67,8 +67,9 @@ def test_list_shows_bundled_worlds_and_damaged_ones(tmp_path, monkeypatch, capsy
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "config.json").write_text("{")
     assert door.main(["--list"]) == 0
-    bad, tiny = capsys.readouterr().out.splitlines()
+    bad, tiny, head, *published = capsys.readouterr().out.splitlines()
     assert "damaged config.json" in bad and tiny.startswith("tiny") and "48x32 at 17.5 fps" in tiny
+    assert "at the first start" in head and any(line.startswith("minwm-action2v") and "832x480" in line for line in published)
 
 
 def test_dry_run_resolves_without_torch(world):
