@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import play as door
 from tests.test_video_session import held, model_config
 from tests.test_wan_codec import published_tiny, published_vae, tensors
 from tests.test_wan_prompts import pieces  # noqa: F401 - a fixture
@@ -22,11 +26,15 @@ from worldmodel.cli import main
 from worldmodel.config import CodecConfig, DiTConfig
 from worldmodel.convert import convert_file, named_config
 from worldmodel.errors import CheckpointError, ConfigError
+from worldmodel.models.codec import to_float
 from worldmodel.models.dit import DiT
-from worldmodel.models.wan.vae import WanEncoder
+from worldmodel.models.video import VideoEncoder
+from worldmodel.models.wan.codec_keys import vae_from_reference
+from worldmodel.models.wan.vae import WanEncoder, WanVAE
+from worldmodel.picture import from_text
 from worldmodel.published import VideoCard, card_names, read_card
 from worldmodel.session import open_session
-from worldmodel.video_world import Prompt, decoder_of, load_video
+from worldmodel.video_world import Prompt, decoder_of, encode_picture, load_video
 
 TINY = CodecConfig(kind="taehv", decoder_widths=(16, 8, 8))
 ROOT = Path(__file__).parents[1]
@@ -114,6 +122,55 @@ def test_the_client_plays_it_by_prompt(public: Path) -> None:
     assert again.returncode == 0 and "exact" in again.stdout
     wrong = subprocess.run([*command, "--prompt", "a castle"], cwd=ROOT, text=True, capture_output=True, timeout=60)
     assert wrong.returncode == 2 and "holds no embedding of the prompt 'a castle'" in wrong.stderr and "1: boats" in wrong.stderr
+
+
+def test_a_picture_starts_a_frame_wise_world(public: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(public)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("photo.png")
+    few = ["--headless", "--frames", "8", "--agent", "random", "--device", "cpu", "--threads", "1"]
+    world = make(public, encoder=True)
+
+    def said(*words: str) -> str:
+        assert door.main([*words, *few, "--no-replay"]) == 2
+        return capsys.readouterr().err
+
+    assert door.main([str(world), *few, "--image", "photo.png"]) == 0
+    (replay,) = Path("plays").glob("*.jsonl")
+    Path("photo.png").unlink()  # the replay has its own
+    assert door.main(["--replay", str(replay), "--headless"]) == 0 and "exact: 8 frames" in capsys.readouterr().out
+    session = load(
+        str(world), device="cpu", threads=1, image=from_text(json.loads(replay.read_text().splitlines()[0])["image"], (32, 48))
+    )
+    begun = session.reset(seed=0).rgb
+    assert (begun == session.reset(seed=5).rgb).all() and (begun != load(str(world), device="cpu", threads=1).frame.rgb).any()
+    assert "there is no picture photo.png: check the name" in said(str(world), "--image", "photo.png")
+    Path("photo.png").write_bytes(b"no picture at all")
+    assert "photo.png cannot be read as a picture" in said(str(world), "--image", "photo.png")
+    Image.fromarray(pixels).save("photo.png")
+    Path("photo.png").write_bytes(Path("photo.png").read_bytes()[:400])
+    assert "photo.png cannot be read as a picture" in said(str(world), "--image", "photo.png")
+    Image.fromarray(pixels).save("photo.png")
+    assert "leave it out, or --real" in said("--real", "rooms", "--image", "photo.png")
+    assert "dreams 3 latents at once and a picture is one" in said(str(make(public, encoder=True, chunk=3)), "--image", "photo.png")
+    assert "has no encoder.safetensors, so it takes no --image" in said(str(make(public)), "--image", "photo.png")
+
+
+def test_the_first_latent_of_a_picture_is_the_published_encoders(public: Path) -> None:
+    world, pixels = make(public, encoder=True), np.random.default_rng(1).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    vae = WanVAE(4)
+    vae.load_state_dict(vae_from_reference(load_file(public / "vae.safetensors"), vae.state_dict()))
+    want = VideoEncoder(vae.encoder.eval()).encode(to_float(pixels[None])[None])
+    torch.testing.assert_close(encode_picture(world, load_video(world).config, pixels, torch.device("cpu")), want)
+
+
+def test_an_embedding_without_its_text_does_not_count(public: Path) -> None:
+    """What a stop between the two files of a prompt leaves."""
+    out = make(public)
+    shutil.copy(out / "prompts" / "001.safetensors", out / "prompts" / "002.safetensors")
+    assert [p.text for p in load_video(out).prompts] == ["a mill", "boats"]
+    add_prompts(out, prompts("a harbour"))
+    assert [p.text for p in load_video(out).prompts] == ["a mill", "boats", "a harbour"]
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 JSONL. First a header (``"event": "header"``), then one line a step ``{"frame": k, "action": {...}, "sha": "..."}`` and event lines:
 ``reset`` (seed, spawn, sha of the first picture), ``engine`` (the compiled engine took over before the next step), ``prompt``
 (text: the world dreams of it from the next step on), ``driver`` (a person or the agent took over; for information). ``frame`` is
-the count of pictures in the whole run; sha is the first 16 hex digits of the SHA-256 of the pictures' RGB bytes. A run that began with a
-picture of the player's has it in the header (``image``, a PNG in base64). Lines reach the disk at least once a second, so a kill
-loses at most that.
+the count of pictures in the whole run; sha is the first 16 hex digits of the SHA-256 of the pictures' RGB bytes. A run that began
+with a picture of the player's has it in the header (``image``, a PNG in base64). Lines reach the disk at least once a second, so a
+kill loses at most that.
 """
 
 from __future__ import annotations
