@@ -27,7 +27,12 @@ from tests.test_video_session import model_config
 from tests.test_video_world import public, tiny_card, write_public_model  # noqa: F401 - a fixture
 from tests.test_wan_prompts import pieces  # noqa: F401 - a fixture
 from tests.test_wan_text import DIM, weights
+from tests.test_window import Person, write
+from worldmodel import load
 from worldmodel.errors import HubError
+from worldmodel.game import app
+from worldmodel.game.replay import read_replay
+from worldmodel.game.settings import Preview, Settings
 from worldmodel.obtain import Wish, obtain, plan_of
 from worldmodel.prompt_list import entries
 from worldmodel.published import Source, VideoCard
@@ -338,3 +343,34 @@ def test_a_name_is_enough_and_cards_share_parts(hub, public, monkeypatch, capsys
     assert json.loads(replay.read_text().splitlines()[0])["source"] == "minwm-action2v"
     assert door.main(["--replay", str(replay), "--headless", "--offline"]) == 0
     assert "exact: 4 frames" in capsys.readouterr().out
+
+
+def test_a_prompt_typed_into_the_window_runs_the_text_encoder_and_is_replayed(hub, tmp_path, monkeypatch, capsys):
+    folder = made()
+
+    def open_world(_report=None):
+        return load(str(folder), device="cpu", threads=1)
+
+    def script(person: Person) -> None:
+        world = person.loop.run.generator.world
+        person.frames(4)
+        person.tap("KeyT")
+        person.until(lambda: person.loop.shell.screen == "prompt")
+        write(TEXT)
+        person.tap("Enter")
+        person.until(lambda: world.spawns == 2)
+        person.frames(8)
+        person.tap("Enter")  # again, from the new prompt's beginning
+        person.frames(4)
+
+    assert Person(monkeypatch, tmp_path / "plays", open_world, compile="off").play(script) == 0
+    (replay,) = (tmp_path / "plays").glob("*.jsonl")
+    ops = read_replay(replay).ops
+    assert [op.text for op in ops if op.kind == "prompt"] == [TEXT] and ops[-1].frame >= 16
+    again = Settings(headless=True, replay=replay)
+    shutil.rmtree(tmp_path / "cache/worldmodel/files")  # the cached embedding will do
+    assert app.play(open_world, Preview("tiny", "tiny"), again) == 0
+    assert f"exact: {ops[-1].frame} frames" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "made")
+    assert app.play(open_world, Preview("tiny", "tiny"), again) == 2
+    assert f"no embedding of {TEXT!r} is here, nor the text encoder" in capsys.readouterr().err

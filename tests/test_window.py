@@ -361,7 +361,6 @@ def test_a_prompt_is_typed_applied_recorded_and_replayed(monkeypatch, tmp_path, 
         write("7\n")
         person.until(lambda: shell.line.text == "177")
         assert shell.screen == "prompt" and generator.spawn == 0
-        person.loop._view.draw()
         person.tap("Enter")
         person.until(lambda: generator.world._red == 177)
         person.frames(3)

@@ -78,7 +78,7 @@ class View:
         shell, run = self._shell, self._run
         if shell.screen == "step":
             return ".  one more step    Space  play on    Esc  quit"
-        if run.generator.replay or run.settings.agent or run.generator.world is None:
+        if run.generator.replay or run.settings.agent or run.generator.world is None or shell.screen == "prompt":
             return ""
         fresh = shell.started is not None and time.perf_counter() - shell.started < HINT_SECONDS
         by_hand = run.seat is not None and run.seat.mode == "player"
