@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "name",
         nargs="?",
         metavar="WORLD",
-        help=f"a world of --list, a folder, or ORG/NAME on the hub (default: {DEFAULT_WORLD})",
+        help=f"a world of --list, the folder of a world or of a run, or ORG/NAME on the hub (default: {DEFAULT_WORLD})",
     )
     add("--world", metavar="WORLD", help="the same as a flag")
     add("--real", metavar="NAME", help="play a real game instead: rooms, racing, or any Gymnasium id")
@@ -242,7 +242,7 @@ def _wish(wanted: str, flags: argparse.Namespace) -> Wish:
 
 def _preview(wanted: str, flags: argparse.Namespace) -> tuple[Preview, Path]:
     """Find a world's folder (or fetch or make it) and read its description; no weights, and no torch where nothing is made."""
-    from worldmodel.config import WorldConfig
+    from worldmodel.config import EXPORT, WorldConfig
     from worldmodel.game.settings import Preview
     from worldmodel.hub import locate
     from worldmodel.obtain import is_published, obtain
@@ -251,6 +251,8 @@ def _preview(wanted: str, flags: argparse.Namespace) -> tuple[Preview, Path]:
         folder, source = obtain(_wish(wanted, flags))
     else:
         folder, source = locate(wanted, flags.revision, flags.offline)
+    if folder == Path(wanted) / EXPORT:
+        print(f"note: {wanted} is a run: playing {folder}", file=sys.stderr)
     config = WorldConfig.load(folder)
     picture = next(iter(sorted(folder.glob("spawns/*/thumb.png"))), None)
     demo = folder / "demo.jsonl"

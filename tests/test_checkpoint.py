@@ -135,6 +135,17 @@ def test_find_world(tmp_path):
     assert find_world(write_tiny_world(tmp_path / "w")) == tmp_path / "w"
 
 
+def test_a_run_folder_stands_for_its_export(tmp_path):
+    export = write_tiny_world(tmp_path / "runs" / "cd" / "export")
+    assert find_world(export.parent) == find_world(export) == export
+    (tmp_path / "runs" / "dmd").mkdir()
+    for name in ("runs/dmd/export", "runs/dmd"):
+        with pytest.raises(ConfigError, match=r"has exported no world yet, train it first|neither there nor in export/$"):
+            find_world(tmp_path / name)
+    with pytest.raises(ConfigError, match=f"the worlds in it are {tmp_path}/runs/cd$"):
+        find_world(tmp_path / "runs")
+
+
 def test_full_disk_keeps_the_old_world(tiny_world, monkeypatch):
     world = load_world(tiny_world)
     model, codec = world.build()

@@ -20,9 +20,9 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 import play as door
+from tests.hub_client import error as refused
+from tests.hub_client import log_in
 from tests.hub_server import Hub, Repo
-from tests.test_hub import error as refused
-from tests.test_hub import log_in
 from tests.test_video_session import model_config
 from tests.test_video_world import public, tiny_card, write_public_model  # noqa: F401 - a fixture
 from tests.test_wan_prompts import pieces  # noqa: F401 - a fixture

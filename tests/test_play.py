@@ -85,6 +85,16 @@ def test_dry_run_resolves_without_torch(world):
     assert not re.search(r"\|\s+(torch|pygame)\b", subprocess.run(timing, capture_output=True, text=True, check=False).stderr)
 
 
+def test_the_folder_of_a_run_plays_its_export_and_says_so(tmp_path, capsys):
+    export = write_tiny_world(tmp_path / "runs" / "cd" / "export")
+    assert door.main([str(export.parent), "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert err == f"note: {export.parent} is a run: playing {export}\n"
+    assert json.loads(out)["world"]["source"] == str(export)
+    assert door.main([str(export), "--dry-run"]) == 0 and capsys.readouterr().err == ""
+    assert f"the worlds in it are {export.parent}" in error(capsys, str(tmp_path / "runs"))
+
+
 def test_run_replay_and_refusal_through_a_real_session(world, tmp_path, capsys):
     common = ["--headless", "--threads", "1", "--device", "cpu"]
     stats = tmp_path / "s.json"

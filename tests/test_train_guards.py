@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.train_boxes import make_boxes, settings, train
 from train.guards import CRITIC_ROWS, CollapsedError, collapse, critic_lags, sound_step
 from train.jobs import run
 from train.monitor import read_metrics
+from train.rollout import compare_rollouts
 from train.stages.ar_diffusion import ArDiffusion
 from train.state import load_latest
 
-GOOD, GREY, STILL, LOUD = (1.0, 0.9), (0.1, 0.8), (0.9, 0.01), (5.0, 4.0)
+GOOD, GREY, STILL, LOUD, FLICKER = (1.0, 0.9), (0.1, 0.8), (0.9, 0.01), (5.0, 4.0), (1.1, 9.0)
 
 
 def _checks(*ratios: tuple[float, float]) -> list[dict[str, Any]]:
@@ -42,6 +44,8 @@ def _checks(*ratios: tuple[float, float]) -> list[dict[str, Any]]:
         ([GOOD, STILL, GREY], "washed out to grey", True),
         ([GOOD, STILL, STILL], "still picture", True),
         ([GOOD, LOUD, LOUD], "blow up", True),
+        ([GOOD, FLICKER], "flicker (they move 9.00 times as much as the data)", False),
+        ([GOOD, FLICKER, FLICKER], "flicker", False),  # the held-out clips may be calm ones
         ([GOOD, (math.nan, math.nan), (math.nan, math.nan)], "grey", True),
         ([GREY, GREY], "washed out to grey", True),
     ],
@@ -56,12 +60,33 @@ def test_collapse(ratios: list[tuple[float, float]], said: str | None, fatal: bo
 
 def test_a_network_that_starts_from_nothing_may_be_grey_at_first() -> None:
     young = collapse(_checks(GREY, GREY, GREY), "ar_diffusion", trained=False)
-    assert young is not None and not young.fatal and "train longer" in young.text
+    assert young is not None and not young.fatal and "train longer" in young.text and "lower stage.lr" in young.text
+    assert "stage.own_rounds helps only a network that is trained already" in young.text  # docs/results.md
     fallen = collapse(_checks(GREY, GOOD, GREY, GREY), "ar_diffusion", trained=False)
     assert fallen is not None and fallen.fatal
     assert collapse([{"step": 3, "loss": 1.0}], "teacher", trained=False) is None
     other = collapse(_checks(GREY), "codec", trained=True)
     assert other is not None and "lower stage.lr" in other.text
+
+
+def test_frames_behind_the_end_of_an_episode_count_nowhere() -> None:
+    shape, lengths = (3, 10, 2, 4, 4), (10, 3, 0)
+    made, real, last = torch.randn(shape), 0.5 * torch.randn(shape), torch.randn(3, 1, *shape[2:])
+    mask = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
+    numbers = compare_rollouts(made, real, last, mask)
+    kept = [torch.cat([clip[i, :n] for i, n in enumerate(lengths)]) for clip in (made, real)]
+    assert numbers["rollout_std"] == pytest.approx(float(kept[0].std() / kept[1].std()))
+    parts = [[torch.cat((last[i], clip[i, :n])).diff(dim=0) for i, n in enumerate(lengths)] for clip in (made, real)]
+    moved, moves = (float(torch.cat(steps).abs().mean()) for steps in parts)
+    assert numbers["rollout_motion"] == pytest.approx(moved / moves)
+    near = [(i, t) for i, n in enumerate(lengths) for t in range(min(n, 8))]
+    error = sum(float((made[i, t] - real[i, t]).square().mean()) for i, t in near)
+    still = sum(float((last[i, 0] - real[i, t]).square().mean()) for i, t in near)
+    assert numbers["rollout_gain"] == pytest.approx(10 * math.log10(still / error), abs=1e-4)
+    hidden = ~mask[..., None, None, None]
+    assert compare_rollouts(made.masked_fill(hidden, 1e6), real.masked_fill(hidden, -1e6), last, mask) == numbers
+    assert compare_rollouts(made, real, last, torch.zeros_like(mask)) == {}
+    assert "rollout_motion" not in compare_rollouts(made, last.expand_as(real), last, mask)  # the real game stands still
 
 
 def test_the_last_sound_step() -> None:
@@ -98,6 +123,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_boxes(folder / "data", episodes=4, length=16)
     train(folder / "codec", f"data.root={folder}/data", "steps=5", "stage=codec", "stage.batch=8", "stage.scale_frames=16")
     return folder
+
+
+def test_episodes_that_end_within_the_context_are_not_judged(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for length, judged in ((4, False), (6, True)):  # clips of 12 frames start with 4 real ones
+        make_boxes(tmp_path / f"data{length}", episodes=4, length=length)
+        asked = _overrides(home, "steps=5", "stage.clip_frames=12", f"data.root={tmp_path}/data{length}")
+        train(tmp_path / f"x{length}", *asked)
+        rows = [row for row in read_metrics(tmp_path / f"x{length}/metrics.jsonl") if "held_out_loss" in row]
+        assert rows and all(("rollout_std" in row) == judged for row in rows)
+        assert judged or "warning" not in capsys.readouterr().out
 
 
 def _overrides(home: Path, *more: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf
 from tests.train_boxes import environment, make_boxes
 from train import jobs, record
 from train.config import RunConfig, register
-from train.recipe import Entry, plan, run_recipe
+from train.recipe import Entry, check_folders, plan, run_recipe
 from train.settings import CONF, explain_settings, with_recipe
 from worldmodel.errors import ConfigError
 
@@ -134,6 +135,22 @@ def test_a_failure_stops_only_those_that_need_it(tmp_path: Path) -> None:
     assert told[0].startswith("[1/5] codec: stage=codec steps=300") and "ar failed: it broke" in told
 
 
+def test_only_needs_what_the_others_have_left(tmp_path: Path) -> None:
+    entries = [dataclasses.replace(e, folder=tmp_path / e.name) for e in planned()]
+    done: list[str] = []
+
+    def do(entry: Entry) -> str | None:
+        done.append(entry.name)
+        return None
+
+    with pytest.raises(ConfigError, match="evaluate needs cd, which has not been trained yet: name it in only=, too"):
+        run_recipe(entries, ["codec", "evaluate"], do, print)
+    assert not done
+    assert run_recipe(entries, ["codec", "ar", "cd", "evaluate"], do, print) == []
+    (tmp_path / "cd/export").mkdir(parents=True)
+    assert run_recipe(entries, ["evaluate"], do, print) == [] and done[-1] == "evaluate" and len(done) == 5
+
+
 def test_the_record_of_a_run_survives_a_moved_tree_and_knows_what_changed(tmp_path: Path) -> None:
     config = dataclasses.replace(planned()[2].config, codec=str(tmp_path / "a/codec"), init=str(tmp_path / "a/ar"))
     moved = dataclasses.replace(config, codec=str(tmp_path / "b/codec"), init=str(tmp_path / "b/ar"), minutes=3.0, name="q")
@@ -143,6 +160,21 @@ def test_the_record_of_a_run_survives_a_moved_tree_and_knows_what_changed(tmp_pa
     assert record.differences(here, other) == ["seed was 0, now 1"]
     assert record.differences({"stage.kind": "codec"}, other) == ["stage was codec, now causal_cd"]
     assert json.loads(json.dumps(here)) == here
+
+
+def test_changed_settings_are_named_with_what_to_do(tmp_path: Path) -> None:
+    def begin(*overrides: str) -> list[Entry]:
+        entries = [e for e in planned(*overrides, experiment="compare") if e.name == "self_forcing"]
+        return [dataclasses.replace(e, folder=tmp_path / "self_forcing") for e in entries]
+
+    (entry,) = begin()
+    record.write_settings(entry.config, entry.folder)
+    check_folders(begin())
+    place = re.escape(str(entry.folder))
+    with pytest.raises(ConfigError, match=rf"{place} was begun .*stage\.lr was .*, now 0\.5\): delete that folder to do it anew"):
+        check_folders(begin("stage.lr=0.5"))
+    with pytest.raises(ConfigError, match=r"\(stage\.pretrain_steps was 1000, now 500, by scale=\): .*the old settings to go on"):
+        check_folders(begin("scale=0.5"))
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ def make_run(folder: Path, stage: str, init: str, losses: list[float]) -> None:
     settings = {"stage.kind": stage, "init": init, "seed": 3}
     done = {"stage": stage, "settings": settings, "machine": {"cpu": "Abacus x2", "gpu": ""}}
     done |= {"seconds": 60.0, "steps": len(losses), "processes": 2, "flops_per_step": 1e15}
+    done |= {"budget": {"steps": len(losses), "minutes": None}, "finished": 1e9}
     done["costs"] = {"prepare_seconds": 12.0, "prepare_flops": 5e15, "stored_bytes": 2.0**21}
     (folder / "done.json").write_text(json.dumps(done))
 
@@ -99,6 +100,33 @@ def test_damaged_files_are_named_and_skipped(runs: Path, tmp_path: Path) -> None
     for name in ("b/ar/done.json", "b/ar/metrics.jsonl", "a/evaluate/evaluation.json"):
         assert f"- {runs / name} is damaged: left out" in text
     assert "a/ar" in text and "# Evaluations" not in text
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"stage": "codec"}', '{"seconds": "a while", "steps": 3}', "\x00" * 9])
+def test_a_damaged_record_is_named_whatever_else_is_there(runs: Path, tmp_path: Path, content: str) -> None:
+    (runs / "b/ar/done.json").write_text(content)
+    (runs / "c").mkdir()
+    (runs / "c/done.json").write_text(content)  # beside nothing that could be reported
+    text = write(runs, tmp_path / "out")
+    for name in ("b/ar/done.json", "c/done.json"):
+        assert f"- {runs / name} is damaged: left out" in text
+    found, _ = gather(runs)
+    assert [run.name for run in found if run.done] == ["a/ar"] and "b/ar" in [run.name for run in found]
+    (tmp_path / "alone/x").mkdir(parents=True)
+    for name in ("done.json", "evaluation.json"):
+        (tmp_path / "alone/x" / name).write_text("{")
+    with pytest.raises(DataError, match=r"done\.json is damaged: left out; .*evaluation\.json is damaged"):
+        gather(tmp_path / "alone")
+
+
+def test_a_file_where_the_report_should_go_is_one_sentence(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file/below"):
+        command = [sys.executable, "-m", "train.report", str(runs), "--out", str(out)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+        assert f"error: the report cannot be written to {out} (" in done.stderr and "--out" in done.stderr
+        assert "Errno" not in done.stderr
 
 
 def test_nothing_to_report_is_one_sentence_and_2(tmp_path: Path) -> None:

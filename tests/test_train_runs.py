@@ -13,6 +13,7 @@ import torch
 from tests.train_boxes import command, environment, make_boxes, train
 from train.monitor import read_metrics
 from train.state import TrainState, load_latest
+from worldmodel.errors import CheckpointError
 
 CODEC = ("stage=codec", "stage.batch=8", "stage.lr=2e-3")
 TIMES = {"seconds", "targets_per_s", "tokens_per_s", "tflops", "share"}
@@ -155,6 +156,29 @@ def test_a_finished_run_is_left_alone_and_can_be_prolonged(home: Path, tmp_path:
     assert train(tmp_path / "x", *_flow(home, "steps=5", "stage.batch=2")).step == 5
 
 
+def test_an_export_that_failed_is_made_up_for_and_that_is_said(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "x", *_flow(home, "steps=3", "stage.batch=2"))
+    stamp = (tmp_path / "x/export/config.json").stat().st_mtime_ns
+    longer = _flow(home, "steps=5", "stage.batch=2")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="No space left"):
+        patch.setattr("worldmodel.checkpoint.save_file", full)
+        train(tmp_path / "x", *longer)
+    assert (tmp_path / "x/export/config.json").stat().st_mtime_ns == stamp
+    capsys.readouterr()
+    assert train(tmp_path / "x", *longer).step == 5
+    said = capsys.readouterr().out
+    assert f"all 5 steps of {tmp_path}/x are done, but not its last export: writing that now" in said and "raise steps=" not in said
+    assert (tmp_path / "x/export/config.json").stat().st_mtime_ns > stamp
+    train(tmp_path / "x", *longer)
+    assert "is finished (5 steps): raise steps=" in capsys.readouterr().out
+
+
 def test_a_minutes_budget_ends_with_rate_zero(home: Path, tmp_path: Path) -> None:
     start = time.monotonic()
     state = train(tmp_path / "x", *_flow(home, "minutes=0.03", "stage.batch=2"))
@@ -166,7 +190,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_knob(home: Path, tmp_path: Pat
     from train.loop import DivergedError
 
     train(tmp_path / "x", *_flow(home, "steps=5", "stage.batch=2", "train.checkpoint_steps=5"))
-    with pytest.raises(DivergedError, match=r"not finite at step \d+.*lower stage\.lr \(now 1e\+20\)"):
+    with pytest.raises(DivergedError, match=r"not finite at step \d+.*lower stage\.lr \(now 1e\+20\).*a recipe delete"):
         train(
             tmp_path / "x",
             *_flow(home, "steps=40", "stage.batch=2", "stage.lr=1e20", "stage.clip=1e20", "train.checkpoint_steps=1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.train_boxes import command, environment, settings
 from train.checks import validate
 from train.config import register
+from train.jobs import gpu_of, take_gpu
 from train.settings import explain_settings, options_first
 from train.stage_options import ArDiffusionStage
 from worldmodel.errors import ConfigError
@@ -91,3 +93,36 @@ def test_cfg_job_shows_the_settings_and_runs_nothing(tmp_path) -> None:  # type:
     )
     assert done.returncode == 0 and "action_dropout: 0.1" in done.stdout and "kind: teacher" in done.stdout
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "visible", "gpu"),
+    [
+        (0, ["0", "1"], "0"),
+        (1, ["0", "1"], "1"),
+        (2, ["0", "1"], "0"),
+        (5, ["3", "5", "GPU-8f"], "GPU-8f"),
+        (3, ["0"], None),
+        (3, [], None),
+    ],
+)
+def test_jobs_of_one_machine_are_spread_over_its_gpus(job: int, visible: list[str], gpu: str | None) -> None:
+    assert gpu_of(job, visible) == gpu
+
+
+def test_a_process_of_a_sweep_keeps_the_gpu_of_its_first_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    for job in (1, 2, 4):
+        take_gpu(job)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
+    take_gpu(6)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    take_gpu(6)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    take_gpu(6)
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     whole, _ = make(tmp_path / "whole", pairs=300, levels=8)
-    clock = iter(range(0, 10**6, 60))
+    clock = iter(range(0, 10**6, 60))  # every look at it is a minute later
     monkeypatch.setattr("train.trajectories.time.monotonic", lambda: float(next(clock)))  # every batch is marked at once
     batches = 0
 
@@ -81,5 +82,17 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
     plan = Plan(tmp_path / "killed", "exact", 300, 8, 4, 5.0, 0, SHAPE)
     with pytest.raises(KeyboardInterrupt):
         trajectories(plan, 50, clips, velocity, print, 100)
+    kept = json.loads(next((tmp_path / "killed").glob("*.json")).read_text())["seconds"]
+    assert kept >= 2 * 60
     after, calls = make(tmp_path / "killed", pairs=300, levels=8)
     assert calls == 8 and (after.states == whole.states).all()
+    assert after.seconds >= kept + 60  # both sittings
+    assert make(tmp_path / "killed", pairs=300, levels=8)[0].seconds == after.seconds
+
+
+def test_a_set_made_anew_is_not_charged_for_the_old_one(tmp_path: Path) -> None:
+    make(tmp_path, pairs=20, levels=8)
+    (clock,), (stored,) = tmp_path.glob("*.json"), tmp_path.glob("*.npy")
+    clock.write_text('{"seconds": 1e6}')
+    stored.unlink()
+    assert 0 < make(tmp_path, pairs=20, levels=8)[0].seconds < 1e5

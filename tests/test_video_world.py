@@ -222,7 +222,7 @@ def test_both_published_decoders_are_told_apart(public: Path) -> None:
         read_decoder(public / "model.safetensors")
 
 
-def test_the_command_makes_a_world_and_adds_prompts(public: Path, pieces: Path, monkeypatch, capsys) -> None:  # noqa: F811
+def test_the_command_makes_a_world_and_adds_prompts(public: Path, pieces: Path, monkeypatch) -> None:  # noqa: F811
     """With a tiny text encoder and tokenizer in the published formats."""
     monkeypatch.setenv("WORLDMODEL_CACHE", str(public / "cache"))
     save_file(weights(), public / "encoder.safetensors")
@@ -240,5 +240,28 @@ def test_the_command_makes_a_world_and_adds_prompts(public: Path, pieces: Path, 
     assert main(["world", *files, "--prompt", "A red car", *text]) == 0
     assert main(["prompt", str(public / "made"), "--prompt", "The old mill", *text]) == 0
     assert [p.text for p in load_video(public / "made").prompts] == ["A red car", "The old mill"]
-    assert main(["world", "nothing", *files[1:], "--prompt", "x", *text]) == 2
-    assert "no published world is called" in capsys.readouterr().err
+
+
+def test_what_is_wrong_at_a_glance_is_said_before_the_encoder_is_opened(public: Path, capsys) -> None:
+    """Files that are no encoder and no tokenizer: opening them would be the error that is told."""
+    (public / "card.json").write_text(json.dumps(dataclasses.asdict(tiny_card(public))))
+    card, model, codec = str(public / "card.json"), str(public / "model.safetensors"), str(public / "taew.safetensors")
+    text = ["--prompt", "x", "--text-encoder", str(public / "taew.safetensors"), "--tokenizer", str(public / "card.json")]
+
+    def said(*words: str) -> str:
+        assert main([*words, *text]) == 2
+        return capsys.readouterr().err
+
+    new = str(public / "new")
+    assert "no published world is called" in said("world", "nothing", model, new, "--codec", codec)
+    assert f"{public}/none is missing" in said("world", card, str(public / "none"), new, "--codec", codec)
+    assert f"{public}/none is missing" in said("world", card, model, new, "--codec", str(public / "none"))
+    assert f"{public} is there already and is no world folder" in said("world", card, model, str(public), "--codec", codec)
+    assert f"{card} cannot be made" in said("world", card, model, f"{card}/new", "--codec", codec)
+    assert "is no UMT5 encoder" in said("world", card, model, new, "--codec", codec)  # all else was in order
+    assert "it has no config.json" in said("prompt", str(public))
+    assert "not a video world" in said("prompt", str(ROOT / "assets" / "worlds" / "rooms"))
+    shutil.rmtree(make(public) / "prompts")
+    assert "nothing can be written to" in said("prompt", str(public / "world"))
+    text[-1] = str(public / "none")
+    assert f"the tokenizer {public}/none is missing" in said("prompt", str(make(public)))

@@ -1,6 +1,7 @@
 """The window without a screen (SDL's dummy driver): posted events, real threads, the whole loop."""
 
 import contextlib
+import itertools
 import json
 import os
 import threading
@@ -16,8 +17,11 @@ from tests.box_world import SPEC, BoxWorld, CompilingBoxWorld, PromptBoxWorld
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 pygame = pytest.importorskip("pygame")
 
+from worldmodel.config import WORLDS, WorldConfig  # noqa: E402
 from worldmodel.errors import CheckpointError  # noqa: E402
 from worldmodel.game import app, loop  # noqa: E402
+from worldmodel.game.cards import draw_keys_card, menu_rects  # noqa: E402
+from worldmodel.game.keymap import default_keymap  # noqa: E402
 from worldmodel.game.replay import read_replay  # noqa: E402
 from worldmodel.game.settings import Preview, Settings  # noqa: E402
 from worldmodel.game.window import default_scale, sharp_double  # noqa: E402
@@ -159,8 +163,6 @@ def test_pause_step_reset_next_place_and_quit(monkeypatch, tmp_path):
 
 
 def test_menu_by_mouse_and_keys(monkeypatch, tmp_path):
-    from worldmodel.game.cards import menu_rects
-
     def script(person: Person) -> None:
         shell, generator = person.loop.shell, person.loop.run.generator
         person.tap("Escape")
@@ -434,3 +436,21 @@ def test_worlds_without_prompts_do_not_offer_one(monkeypatch, tmp_path):
         assert shell.screen == "play" and "prompt" not in [choice.name for choice in shell.choices()]
 
     assert Person(monkeypatch, tmp_path).play(script) == 0
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 9])
+def test_cards_fit_the_window(scale):
+    """Nothing is drawn at the edge, so nothing is cut off there; the world's own keys are those of the bundled world."""
+    pygame.font.init()
+    spec = WorldConfig.load(WORLDS / "rooms").actions
+    size, ground = (128 * scale, 80 * scale), (90, 90, 90)
+    for lift in (0.0, 9.0):
+        screen = pygame.Surface(size)
+        screen.fill(ground)
+        draw_keys_card(screen, spec, default_keymap(spec), "F1 goes back", lift)
+        drawn = (pygame.surfarray.array3d(screen) != ground).any(axis=2)
+        assert drawn.any() == (scale > 1 or not lift)  # what cannot be read beside the stage bar is left out
+        assert not (drawn[0].any() or drawn[-1].any() or drawn[:, 0].any() or drawn[:, -1].any())
+    lines = menu_rects(size, 6)
+    assert all(pygame.Rect((0, 0), size).contains(line) for line in lines)
+    assert all(a.bottom <= b.top and a.height >= 6 for a, b in itertools.pairwise(lines))

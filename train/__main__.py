@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from train import recipe
 from train.config import RunConfig, register
 from train.explain import CONF
-from train.jobs import attempt, collect_failures, forget_failures, leave_failures, main_process, run
+from train.jobs import attempt, collect_failures, forget_failures, leave_failures, main_process, run, take_gpu
 from train.settings import SWEEP, explain_settings, options_first, with_recipe
 from worldmodel.errors import WorldModelError
 
@@ -47,6 +47,8 @@ def job(cfg: DictConfig) -> None:
     name = f"{cfg.name} ({', '.join(settings.overrides.task)})"
     if sweep:
         _say(f"job {settings.job.num}: {name}")
+        if settings.runtime.choices.get("hydra/launcher") == "joblib":
+            take_gpu(int(settings.job.num))
     failures: list[str] = []
     failed = attempt(lambda: failures.extend(_do(cfg, folder)), tell_all=sweep)
     failures += [failed] if failed else []

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from train import record
@@ -21,6 +21,28 @@ FAILED = "failed.txt"
 def main_process() -> bool:
     """Whether this process (of those that torchrun started, or alone) is the one that tells people things."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def gpu_of(job: int, visible: Sequence[str]) -> str | None:
+    """The GPU for job `job` of a sweep whose jobs run side by side on one machine; None where there is nothing to choose."""
+    return visible[job % len(visible)] if len(visible) > 1 else None
+
+
+def take_gpu(job: int) -> None:
+    """Leave this process of a sweep only one GPU, by the number of its first job; what it does later stays there.
+
+    CUDA must not have been used yet: it reads the environment once.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        import torch
+
+        visible = [str(i) for i in range(torch.cuda.device_count())]
+    else:
+        visible = [name for name in named.split(",") if name]
+    chosen = gpu_of(job, visible)
+    if chosen is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = chosen
 
 
 def run(config: RunConfig, folder: Path) -> None:

@@ -16,7 +16,7 @@ from train.distributed import load_whole
 from train.events import Every, budget, stop_signals
 from train.monitor import Averages, Console, MetricsFile, Speed, clock_text, matmul_peak, plot, progress_text, read_metrics
 from train.optim import Ema, Optimisers, learning_rate
-from train.record import DONE
+from train.record import done
 from train.stages.base import Context, Progress, Stage
 from worldmodel.errors import ConfigError, WorldModelError
 
@@ -122,8 +122,8 @@ class Loop:
         if self.ranks.any(bool(bad)):
             raise DivergedError(
                 f"{bad[0] if bad else 'a loss'} is not finite at step {self.step}, most likely the learning rate is too high: "
-                f"lower stage.lr (now {self.options.lr:g}) or raise stage.warmup (now {self.options.warmup}), then run again; "
-                "it goes on from the last checkpoint"
+                f"lower stage.lr (now {self.options.lr:g}) or raise stage.warmup (now {self.options.warmup}), then run again: "
+                f"a single run goes on from its last checkpoint, for an entry of a recipe delete {self.context.folder} first"
             )
         means = {n: self.ranks.mean(v) for n, v in means.items()}
         means.setdefault("loss", sum(v for n, v in means.items() if n.endswith("_loss")))
@@ -192,11 +192,7 @@ class Loop:
     def run(self) -> None:
         """Train until the budget is spent. Raises KeyboardInterrupt after saving if asked to stop."""
         if self.budget.spent(self.step, self.seconds) >= 1.0:
-            self.console.say(
-                f"{self.context.folder} is finished ({self.step} steps): raise steps= or minutes= to go on, or choose another name="
-            )
-            if not (self.context.folder / DONE).is_file():  # killed between its last step and its last export
-                self.show(MetricsFile(self.context.folder / "metrics.jsonl", self.step) if self.ranks.main else None, final=True)
+            self._already_spent()
             return
         metrics = MetricsFile(self.context.folder / "metrics.jsonl", self.step) if self.ranks.main else None
         self._sound = guards.sound_step(read_metrics(metrics.path)) if metrics is not None else None
@@ -220,6 +216,17 @@ class Loop:
         self.save()
         self.show(metrics, final=True)
         self.console.say(f"finished {self.context.folder}: {self.step} steps, {self.targets} targets, {clock_text(self.seconds)}")
+
+    def _already_spent(self) -> None:
+        """There is nothing to train; what a kill or a full disk kept from being exported is made up for."""
+        folder, past = self.context.folder, done(self.context.folder)
+        if past is not None and past.steps >= self.step:
+            self.console.say(
+                f"{folder} is finished ({self.step} steps): raise steps= or minutes= to go on, or choose another name="
+            )
+            return
+        self.console.say(f"all {self.step} steps of {folder} are done, but not its last export: writing that now")
+        self.show(MetricsFile(folder / "metrics.jsonl", self.step) if self.ranks.main else None, final=True)
 
     def _events(self, metrics: MetricsFile | None, speed: Speed, stop: bool) -> None:
         last = stop or self.budget.spent(self.step, self.seconds) >= 1.0

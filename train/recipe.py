@@ -27,6 +27,7 @@ from train.checks import validate
 from train.config import STAGES, RunConfig
 from train.explain import RECIPE, translate, values
 from train.stage_options import TrainingOptions
+from worldmodel.config import EXPORT
 from worldmodel.errors import ConfigError
 
 _OWN = {"name", "runs", "stage", "recipe", "only", "scale"}  # of the recipe as a whole: no entry sees them
@@ -139,8 +140,23 @@ def check_folders(entries: Sequence[Entry]) -> None:
         old = record.begun(entry.folder)
         changed = record.differences(old, record.shaping(entry.config, entry.folder)) if old else []
         if changed:
-            what = "; ".join(changed[:3])
-            raise ConfigError(f"{entry.folder} was begun with other settings ({what}): delete that folder or choose another name=")
+            what = "; ".join(changed[:3]) + (", by scale=" if changed[0].startswith("stage.pretrain_steps ") else "")
+            raise ConfigError(
+                f"{entry.folder} was begun with other settings ({what}): delete that folder to do it anew, choose another name=, "
+                "or give the old settings to go on"
+            )
+
+
+def _check_given(chosen: Sequence[Entry], entries: Sequence[Entry]) -> None:
+    """Raise ConfigError if an entry of ``only=`` needs another that is not among them and has left nothing yet."""
+    names = {e.name for e in chosen}
+    empty = [e.name for e in entries if not ((e.folder / EXPORT).is_dir() or (e.folder / "state").is_dir())]
+    for entry in chosen:
+        lacking = [n for n in entry.needs if n not in names and n in empty]
+        if lacking:
+            raise ConfigError(
+                f"{entry.name} needs {lacking[0]}, which has not been trained yet: name it in only=, too, or leave only= out"
+            )
 
 
 def _state(entry: Entry) -> tuple[bool, str]:
@@ -173,6 +189,7 @@ def run_recipe(
     """
     chosen = [e for e in entries if not only or e.name in only]
     check_folders(chosen)
+    _check_given(chosen, entries)
     failures: dict[str, str] = {}
     lines: list[tuple[str, float, str]] = []
     for entry in chosen:

@@ -17,7 +17,7 @@ from typing import Any
 from train import report_plots
 from train.report_compare import cost_table, steps_table
 from train.report_runs import GAP, Row, Run, at, dig, gather, horizons, number
-from worldmodel.errors import WorldModelError
+from worldmodel.errors import DataError, WorldModelError
 
 
 def _last(rows: Sequence[dict[str, Any]], prefix: str) -> tuple[str, float] | None:
@@ -143,15 +143,19 @@ def text(runs: Sequence[Run], problems: Sequence[str]) -> str:
 
 
 def write(root: Path, out: Path) -> str:
-    """Gather the runs below `root`, write report.md and the plots to `out`; returns the text. Raises WorldModelError, OSError."""
+    """Gather the runs below `root`, write report.md and the plots to `out`; returns the text. Raises WorldModelError."""
     runs, problems = gather(root)
     report = text(runs, problems)
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / ".report.md.tmp"
-    temporary.write_text(report, encoding="utf-8")
-    temporary.replace(out / "report.md")
-    report_plots.losses(runs, out)
-    report_plots.gains(runs, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = out / ".report.md.tmp"
+        temporary.write_text(report, encoding="utf-8")
+        temporary.replace(out / "report.md")
+        report_plots.losses(runs, out)
+        report_plots.gains(runs, out)
+    except OSError as error:
+        reason = "it is a file" if out.is_file() else error.strerror or error
+        raise DataError(f"the report cannot be written to {out} ({reason}): give another folder with --out") from error
     return report
 
 
@@ -164,7 +168,7 @@ def main() -> int:
     try:
         out = args.out or args.runs / "report"
         print(write(args.runs, out))
-    except (WorldModelError, OSError) as error:
+    except WorldModelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"in {out}")

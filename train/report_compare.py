@@ -15,9 +15,8 @@ def cost_table(runs: Sequence[Run]) -> list[Row]:
         seconds, prepared = dig(run.done, "seconds"), dig(run.done, "costs", "prepare_seconds") or 0.0
         if not dig(run.done, "flops_per_step") or not isinstance(seconds, int | float):
             continue
-        flops = run.done["flops_per_step"] * run.done["steps"] * dig(run.done, "processes") + (
-            dig(run.done, "costs", "prepare_flops") or 0.0
-        )
+        work = run.done["flops_per_step"] * run.done["steps"] * (dig(run.done, "processes") or 1)
+        flops = work + (dig(run.done, "costs", "prepare_flops") or 0.0)
         cells = (number(prepared, ".0f"), number(seconds, ".0f"), number(seconds + prepared, ".0f"))
         stored = number((dig(run.done, "costs", "stored_bytes") or 0.0) / 2**20, ".0f")
         rows.append((run.name, run.stage, *cells, number(flops / 1e15, ".3g"), stored))
@@ -31,16 +30,16 @@ def steps_table(runs: Sequence[Run]) -> list[Row]:
     rows: list[Row] = [(*head, "first frame", "per frame")]
     for run in runs:
         for row in dig(run.evaluation, "by_steps") or []:
-            by = {h["horizon"]: h for h in row["by_horizon"]}
+            by = {dig(h, "horizon"): h for h in dig(row, "by_horizon") or []}
             rows.append(
                 (
                     run.name,
                     run.parent or GAP,
-                    str(row["steps"]),
+                    number(dig(row, "steps"), "d"),
                     *(number(dig(by.get(h), "psnr_gain"), "+.2f") for h in chosen),
                     number(dig(by.get(8), "ssim"), ".3f"),
                     number(dig(by.get(8), "gap_turning"), "+.2f"),
-                    number(row["motion_ratio"], ".2f"),
+                    number(dig(row, "motion_ratio"), ".2f"),
                     number(dig(row, "random_play", "latent"), ".2f"),
                     number(dig(row, "random_play", "detail"), ".2f"),
                     number(dig(row, "speed", "first_frame_ms", "p50"), ".1f"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from train.record import DONE, SETTINGS, read_json
+from train.record import DONE, SETTINGS, done, read_json
 from worldmodel.errors import DataError
 
 METRICS, EVALUATION = "metrics.jsonl", "evaluation.json"
@@ -64,9 +64,10 @@ def gather(root: Path) -> tuple[list[Run], list[str]]:
     problems: list[str] = []
     runs = [run for folder in folders if (run := _read(folder, root, problems)) is not None]
     if not runs:
+        damaged = f" that can be read ({'; '.join(problems)})" if problems else ""
         raise DataError(
-            f"there is no run in {root}{f' that can be read ({problems[0]})' if problems else ''}: "
-            "train one first (python -m train experiment=tiny), or give another folder"
+            f"there is no run in {root}{damaged}: "
+            "train one first (python -m train experiment=tiny data.root=EPISODES), or give another folder"
         )
     return runs, problems
 
@@ -78,7 +79,9 @@ def _read(folder: Path, root: Path, problems: list[str]) -> Run | None:
     files = {}
     for name in (DONE, SETTINGS, EVALUATION):
         files[name] = read_json(folder / name) or {}
-        if not files[name] and (folder / name).exists():
+        whole = done(folder) is not None if name == DONE else bool(files[name])
+        if not whole and (folder / name).exists():
+            files[name] = {}
             problems.append(f"{folder / name} is damaged: left out")
     run.done, run.evaluation = files[DONE], files[EVALUATION]
     settings = dig(files[SETTINGS], "settings") or dig(files[DONE], "settings") or _composed(folder)

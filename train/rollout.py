@@ -145,16 +145,19 @@ def commit(denoise: BlockDenoiser, cache: KVCache, clean: Tensor, block: slice, 
     cache.commit(clean.shape[1])
 
 
-def compare_rollouts(made: Tensor, real: Tensor, last: Tensor) -> dict[str, float]:
-    """Dreamed against real latents (B,T,C,H,W), `last` (B,1,C,H,W) being the real frame before them.
+def compare_rollouts(made: Tensor, real: Tensor, last: Tensor, mask: Tensor) -> dict[str, float]:
+    """Dreamed against real latents (B,T,C,H,W), `last` (B,1,C,H,W) being the real frame before them. {} if nothing can be compared.
 
-    rollout_std: spread over spread; rollout_motion: mean change between successive frames over the same; rollout_gain: dB over
-    repeating `last`, first 8 frames.
+    mask: bool (B,T), False for frames behind the end of an episode, which count nowhere. rollout_std: spread over spread;
+    rollout_motion: mean change between successive frames over the same (left out where the real frames stand still);
+    rollout_gain: dB over repeating `last`, first 8 frames.
     """
-    motion = [torch.cat((last, clip), dim=1).diff(dim=1).abs().mean() for clip in (made, real)]
-    error, still = ((clip[:, :8] - real[:, :8]).square().mean() for clip in (made, last.expand_as(real)))
-    return {
-        "rollout_std": float(made.std() / real.std()),
-        "rollout_motion": float(motion[0] / motion[1].clamp(min=1e-9)),
-        "rollout_gain": float(10 * torch.log10(still.clamp(min=1e-9) / error.clamp(min=1e-9))),
-    }
+    if not bool(mask.any()):
+        return {}
+    changes = [torch.cat((last, clip), dim=1).diff(dim=1)[mask].abs().mean() for clip in (made, real)]
+    near = mask[:, :8]
+    error, still = ((clip[:, :8] - real[:, :8])[near].square().mean() for clip in (made, last.expand_as(real)))
+    numbers = {"rollout_std": float(made[mask].std() / real[mask].std())}
+    if changes[1] > 0:
+        numbers["rollout_motion"] = float(changes[0] / changes[1])
+    return numbers | {"rollout_gain": float(10 * torch.log10(still.clamp(min=1e-9) / error.clamp(min=1e-9)))}

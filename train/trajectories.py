@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from train.data import ClipBatch, begin_array, open_array
+from train.record import read_json
 from train.unpack import Report
 from worldmodel.data.episode import write_atomic
 from worldmodel.diffusion import shifted_grid
@@ -28,7 +29,10 @@ Velocity = Callable[[Tensor, Tensor, ClipBatch], Tensor]
 
 @dataclass(frozen=True)
 class Trajectories:
-    """states: float16 (P,K+1,T,C,H,W), memory-mapped: K falling noise levels `sigmas`, then the end. clips: their numbers (P,)."""
+    """states: float16 (P,K+1,T,C,H,W), memory-mapped: K falling noise levels `sigmas`, then the end. clips: their numbers (P,).
+
+    seconds: it took to make them, over all sittings; of a killed one, up to where the next went on.
+    """
 
     states: np.ndarray
     sigmas: Tensor
@@ -75,8 +79,13 @@ def trajectories(
     clock = final.with_suffix(".json")
     if not final.is_file():
         _make(plan, grid, every, numbers, batch, velocity, tell, size, final)
-    seconds = float(json.loads(clock.read_text())["seconds"]) if clock.is_file() else 0.0
-    return Trajectories(open_array(final, plan.pairs), grid[::every].float(), numbers, seconds)
+    return Trajectories(open_array(final, plan.pairs), grid[::every].float(), numbers, _seconds(clock))
+
+
+def _seconds(clock: Path) -> float:
+    """What the file beside a stored set says of its making; 0 if there is none."""
+    value = (read_json(clock) or {}).get("seconds")
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _make(
@@ -90,21 +99,23 @@ def _make(
     size: int,
     final: Path,
 ) -> None:
-    part, mark, began = final.with_suffix(".part"), final.with_suffix(".done"), time.monotonic()
+    part, mark, clock = final.with_suffix(".part"), final.with_suffix(".done"), final.with_suffix(".json")
     array, done = begin_array(part, mark, (plan.pairs, plan.kept + 1, *plan.shape))
-    told = began
+    told = time.monotonic()
+    began = told - (_seconds(clock) if done else 0.0)
     for start in range(done, plan.pairs, size):
         clips = batch(numbers[start : start + size])
         noise = torch.randn(clips.latent.shape, generator=generator(plan.seed, "trajectory_noise", start)).to(clips.latent.device)
         array[start : start + size] = torch.stack(_walk(noise, grid, every, clips, velocity), dim=1).half().cpu().numpy()
         if time.monotonic() - told > 10:
-            told = time.monotonic()
+            told, done = time.monotonic(), min(start + size, plan.pairs)
             array.flush()
-            write_atomic(mark, json.dumps(start + size).encode())
-            tell(f"made {min(start + size, plan.pairs)} of {plan.pairs} trajectories")
+            write_atomic(clock, json.dumps({"seconds": told - began}).encode())
+            write_atomic(mark, json.dumps(done).encode())
+            tell(f"made {done} of {plan.pairs} trajectories")
     array.flush()
     del array
-    write_atomic(final.with_suffix(".json"), json.dumps({"seconds": time.monotonic() - began}).encode())
+    write_atomic(clock, json.dumps({"seconds": time.monotonic() - began}).encode())
     part.replace(final)
     mark.unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ What a published checkpoint is (its file, which net in it, chunk, steps) stands 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from worldmodel.action import ActionSpec
 from worldmodel.config import CodecConfig, DiTConfig, SamplerConfig, WorldConfig
 from worldmodel.convert import convert_file, named_config
-from worldmodel.errors import CheckpointError
+from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.models.wan.codec_keys import tiny_from_reference, vae_from_reference
 from worldmodel.models.wan.vae import WanVAE
 from worldmodel.prompt_book import embed
@@ -22,7 +23,7 @@ from worldmodel.published import VideoCard
 from worldmodel.sums import SUMS, sha256
 from worldmodel.tensor_files import TensorFile
 from worldmodel.video_session import CAMERA_ACTIONS
-from worldmodel.video_world import Prompt, check_prompt, decoder_of, export_video, write_prompt
+from worldmodel.video_world import Prompt, check_prompt, decoder_of, export_video, video_config, write_prompt
 
 FRAMES_PER_LATENT = 4
 SHIFT = 5.0
@@ -105,6 +106,19 @@ def embedded(texts: Sequence[str], encoder: Path, tokenizer: Path) -> list[Promp
     return [Prompt(text, vector, made_by) for text, vector in zip(texts, vectors, strict=True)]
 
 
+def check_places(files: Sequence[Path], out: Path) -> None:
+    """Raise a WorldModelError if a file to read holds no tensors, or if `out` cannot become a world folder. Reads headers only."""
+    for path in files:
+        with TensorFile(path):
+            pass
+    if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already and is no world folder: name a new folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out.parent} cannot be made ({error.strerror or error}): name another folder") from error
+
+
 def assemble(
     name: str,
     card: VideoCard,
@@ -132,11 +146,16 @@ def assemble(
         converted.unlink(missing_ok=True)
 
 
+def check_world(folder: Path) -> None:
+    """Raise ConfigError if prompts cannot be added to `folder`: no video world, or write-protected. Reads its description only."""
+    video_config(folder)
+    if not os.access(folder / FOLDER, os.W_OK):
+        raise ConfigError(f"nothing can be written to {folder / FOLDER}: change its rights, or convert the world to another folder")
+
+
 def add_prompts(folder: Path, prompts: Sequence[Prompt]) -> None:
     """Put more prompts into a video world's folder; its hashes follow. Raises WorldModelErrors."""
-    config = WorldConfig.load(folder)
-    if config.family != "wan":
-        raise CheckpointError(f"{folder} is a world of the family {config.family!r}, which takes no prompts: give a video world")
+    config = video_config(folder)
     for prompt in prompts:
         check_prompt(prompt, config)
     for number, prompt in enumerate(prompts, len(entries(folder))):

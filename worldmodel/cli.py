@@ -66,9 +66,10 @@ def world(flags: argparse.Namespace) -> int:
     """Convert everything a video world needs into one folder."""
     from worldmodel.published import read_card
 
-    card = read_card(flags.name)  # a wrong name is told before the slow part
-    from worldmodel.assemble import assemble, embedded
+    card = read_card(flags.name)  # what can be wrong at a glance is told before the slow part
+    from worldmodel.assemble import assemble, check_places, embedded
 
+    check_places([flags.file, flags.codec, *([flags.encoder] if flags.encoder else [])], flags.out)
     prompts = embedded(flags.prompt, flags.text_encoder, flags.tokenizer)
     assemble(Path(flags.name).stem, card, flags.file, flags.codec, prompts, flags.out, flags.encoder)
     print(f"done: python play.py {flags.out}")
@@ -77,8 +78,9 @@ def world(flags: argparse.Namespace) -> int:
 
 def prompt(flags: argparse.Namespace) -> int:
     """Add prompts to a folder."""
-    from worldmodel.assemble import add_prompts, embedded
+    from worldmodel.assemble import add_prompts, check_world, embedded
 
+    check_world(flags.folder)  # before the slow part
     add_prompts(flags.folder, embedded(flags.prompt, flags.text_encoder, flags.tokenizer))
     print(f"done: python play.py {flags.folder} --prompt {flags.prompt[0]!r}")
     return 0

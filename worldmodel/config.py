@@ -25,6 +25,7 @@ ACTIVATIONS = ("gelu_tanh", "silu", "relu2")
 FAMILIES = ("worldmodel", "wan")
 SAMPLERS = ("euler", "adams", "consistency", "flow_map")
 CODECS = ("frame", "wan_vae", "taehv")
+EXPORT = "export"  # where a run's folder has what it made
 MOST_STEPS = 1000  # noise levels that a schedule tells apart
 _MOST = {"dim": 2**15, "layers": 256, "heads": 1024, "ffn_dim": 2**17, "in_channels": 4096, "out_channels": 4096}
 _MOST |= {"patch": 64, "freq_dim": 2**15, "text_dim": 2**17, "text_len": 2**16, "action_dim": 4096}
@@ -39,12 +40,20 @@ def bundled_worlds() -> list[str]:
 
 
 def find_world(world: str | Path) -> Path:
-    """A folder, or the name of a bundled world -> the world folder. Raises ConfigError that lists what there is."""
-    for folder in (Path(world), WORLDS / world):
+    """A folder, the name of a bundled world or a run folder -> the world folder (of a run: its export).
+
+    Raises ConfigError that lists what there is.
+    """
+    path = Path(world)
+    for folder in (path, WORLDS / world, path / EXPORT):
         if (folder / "config.json").is_file():
             return folder
-    if Path(world).exists():
-        raise ConfigError(f"{world} is not a world folder: it has no config.json")
+    if path.exists():
+        inside = sorted(str(p.parent.parent) for p in path.glob(f"*/{EXPORT}/config.json"))
+        hint = f"; the worlds in it are {', '.join(inside)}" if inside else ""
+        raise ConfigError(f"{world} is not a world folder: it has no config.json, neither there nor in {EXPORT}/{hint}")
+    if path.name == EXPORT and path.parent.is_dir():
+        raise ConfigError(f"{world} is not there: the run {path.parent} has exported no world yet, train it first")
     raise ConfigError(
         f"no world called {str(world)!r}: bundled worlds are {', '.join(bundled_worlds()) or '(none)'}; or give a folder"
     )

@@ -71,12 +71,18 @@ def _assigned(module: nn.Module, state: Mapping[str, Tensor], file: str) -> None
     module.load_state_dict(state, assign=True)
 
 
-def load_video(folder: Path, verify: bool = True) -> LoadedVideo:
-    """Read and check a video world. Raises ConfigError or CheckpointError: missing, damaged, cut off, wrong version or shapes."""
-    folder = Path(folder)
+def video_config(folder: Path) -> WorldConfig:
+    """The description of a video world. Raises ConfigError if the folder holds none."""
     config = WorldConfig.load(folder)
     if config.family != "wan":
         raise ConfigError(f"{folder} is a world of the family {config.family!r}, not a video world")
+    return config
+
+
+def load_video(folder: Path, verify: bool = True) -> LoadedVideo:
+    """Read and check a video world. Raises ConfigError or CheckpointError: missing, damaged, cut off, wrong version or shapes."""
+    folder = Path(folder)
+    config = video_config(folder)
     hashes = verify_sums(folder) if verify else {}
     with torch.device("meta"):
         model, decoder = DiT(config.model), decoder_of(config.codec)

@@ -81,7 +81,7 @@ class ArDiffusion(FlowMatching):
     @torch.no_grad()
     def rollout_statistics(self) -> dict[str, float] | None:
         """Held-out rollouts of the current weights by the game's sampler, latents against the real ones: spread, motion, gain in dB
-        over repeating the last real frame (first 8 dreamed frames)."""
+        over repeating the last real frame (first 8 dreamed frames). None where every held-out episode ends within the context."""
         sampler, frames = self.sampler(), self.options.clip_frames
         context = max(frames // 3 // sampler.chunk, 1) * sampler.chunk
         clips = self.held_out.batch(self.held_out.sampler.spread(ROLLOUTS))
@@ -100,7 +100,8 @@ class ArDiffusion(FlowMatching):
             kind=sampler.kind,
             context_sigma=sampler.context_sigma,
         )
-        return compare_rollouts(made, clips.latent[:, context:], clips.latent[:, context - 1 : context])
+        real, last, mask = clips.latent[:, context:], clips.latent[:, context - 1 : context], clips.mask[:, context:]
+        return compare_rollouts(made, real, last, mask) or None
 
     def flops(self) -> float:
         options = self.options

@@ -13,6 +13,7 @@ from worldmodel.game.keymap import Keymap, label
 from worldmodel.game.theme import ACCENT, GOOD, MUTED, PAPER
 
 STAGES = (("load", "Load"), ("warm", "Warm up"), ("compile", "Compile"))
+LEGIBLE = 0.6  # share of its own size below which the text of a card cannot be read
 WINDOW_KEYS = (
     ("Esc", "Pause, let the pointer go"),
     ("Enter", "Start again"),
@@ -96,8 +97,28 @@ def draw_keys_card(
     more: Sequence[tuple[str, str]] = (),
 ) -> None:
     """All keys, in two columns: the world's and the window's, `more` of them last. hint: last line. lift: units to stay above the
-    stage bar."""
+    stage bar.
+
+    In a small window the card is shrunk; where nobody could read it any more, it says what to do instead, or is left out while
+    the world is loaded.
+    """
     u = theme.unit(screen.get_size())
+    margin = round(0.6 * u)
+    room = pygame.Rect(margin, margin, screen.get_width() - 2 * margin, screen.get_height() - round(lift * u) - 2 * margin)
+    card = _keys_card(spec, keymap, hint, u, more)
+    factor = min(1.0, room.width / card.get_width(), room.height / card.get_height())
+    if factor < LEGIBLE:
+        if lift:
+            return
+        card, factor = _lines_card(("All keys need a", "larger window:", "press F11", hint), u), 1.0
+    if factor < 1.0:
+        card = pygame.transform.smoothscale(card, (int(card.get_width() * factor), int(card.get_height() * factor)))
+    screen.blit(card, card.get_rect(center=room.center))
+
+
+def _keys_card(
+    spec: ActionSpec | None, keymap: Keymap | None, hint: str, u: float, more: Sequence[tuple[str, str]]
+) -> pygame.Surface:
     world = _world_rows(spec, keymap) if spec and keymap else []
     columns: list[tuple[str, list[tuple[list[str], str]]]] = [("In the world", world)] if world else []
     columns.append(("The window", [([key], words) for key, words in (*WINDOW_KEYS, *more)]))
@@ -106,29 +127,39 @@ def draw_keys_card(
     pad, gap = round(1.8 * u), round(3 * u)
     width = sum(f.get_width() for f in faces) + gap * (len(faces) - 1) + 2 * pad
     height = max(f.get_height() for f in faces) + 2 * pad + round(1.9 * u)
-    rect = pygame.Rect(0, 0, width, height)
-    rect.center = (screen.get_width() // 2, round((screen.get_height() - lift * u) / 2))
-    rect.top = max(round(0.6 * u), rect.top)
-    screen.blit(theme.panel(rect.size, round(1.1 * u), alpha=205), rect)
-    x = rect.x + pad
+    card = theme.panel((width, height), round(1.1 * u), alpha=205).copy()
+    x = pad
     for face in faces:
-        screen.blit(face, (x, rect.y + pad))
+        card.blit(face, (x, pad))
         x += face.get_width() + gap
-    screen.blit(note, note.get_rect(midbottom=(rect.centerx, rect.bottom - round(1.1 * u))))
+    card.blit(note, note.get_rect(midbottom=(width // 2, height - round(1.1 * u))))
+    return card
+
+
+def _lines_card(lines: Sequence[str], u: float) -> pygame.Surface:
+    """A few centred lines, the last one lit."""
+    faces = [theme.text(words, round(u), ACCENT if words == lines[-1] else PAPER, shadow=False) for words in lines]
+    pad = round(0.5 * u)
+    size = max(f.get_width() for f in faces) + 2 * pad, sum(f.get_height() for f in faces) + 2 * pad
+    card, y = theme.panel(size, round(u), alpha=205).copy(), pad
+    for face in faces:
+        card.blit(face, face.get_rect(midtop=(size[0] // 2, y)))
+        y += face.get_height()
+    return card
 
 
 def _column(title: str, rows: Sequence[tuple[Sequence[str], str]], u: float) -> pygame.Surface:
-    cap, pitch = round(1.75 * u), round(2.15 * u)
+    cap, pitch, head = max(12, round(1.75 * u)), max(14, round(2.15 * u)), max(13, round(2.2 * u))  # text is 9 pixels at least
     lines = []
     for keys, words in rows:
         caps = [theme.mouse_icon(cap) if k == "mouse" else theme.keycap(k, cap) for k in keys]
         lines.append((caps, theme.text(words, round(u), PAPER, shadow=False)))
     lead = max((sum(c.get_width() + round(0.35 * u) for c in caps) for caps, _ in lines), default=0) + round(0.6 * u)
     width = lead + max((t.get_width() for _, t in lines), default=0)
-    out = pygame.Surface((width, round(2.2 * u) + pitch * len(lines)), pygame.SRCALPHA)
+    out = pygame.Surface((width, head + pitch * len(lines)), pygame.SRCALPHA)
     out.blit(theme.text(title, round(0.9 * u), MUTED, bold=True, shadow=False), (0, 0))
     for i, (caps, face) in enumerate(lines):
-        y, x = round(2.2 * u) + i * pitch, 0
+        y, x = head + i * pitch, 0
         for key in caps:
             out.blit(key, (x, y))
             x += key.get_width() + round(0.35 * u)
@@ -153,8 +184,10 @@ def draw_prompt(screen: pygame.Surface, typed: str) -> None:
 def menu_rects(size: tuple[int, int], count: int) -> list[pygame.Rect]:
     """Where the menu's lines are, for drawing and for the mouse."""
     u = theme.unit(size)
-    width, pitch = round(25 * u), round(2.9 * u)
-    top = max(round(7 * u), (size[1] - pitch * count) // 2 + round(1.2 * u))
+    head = round(7 * u)
+    width, pitch = round(25 * u), min(round(2.9 * u), (size[1] - head) // count)
+    top = max(head, (size[1] - pitch * count) // 2 + round(1.2 * u))
+    top = min(top, size[1] - pitch * count)
     return [pygame.Rect((size[0] - width) // 2, top + i * pitch, width, pitch - round(0.35 * u)) for i in range(count)]
 
 
@@ -165,7 +198,8 @@ def draw_menu(screen: pygame.Surface, title: str, subtitle: str, choices: Sequen
     name = theme.text(title, round(2.8 * u), PAPER, bold=True)
     line = theme.text(subtitle, round(u), PAPER, bold=True)
     screen.blit(name, name.get_rect(midbottom=(screen.get_width() // 2, rects[0].top - round(2.6 * u))))
-    screen.blit(line, line.get_rect(midbottom=(screen.get_width() // 2, rects[0].top - round(1.0 * u))))
+    if line.get_width() <= screen.get_width():
+        screen.blit(line, line.get_rect(midbottom=(screen.get_width() // 2, rects[0].top - round(1.0 * u))))
     for i, (choice, rect) in enumerate(zip(choices, rects, strict=True)):
         lit = i == selected
         screen.blit(theme.panel(rect.size, round(0.7 * u), ACCENT if lit else theme.INK, 235 if lit else 175), rect)

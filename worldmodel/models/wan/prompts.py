@@ -78,10 +78,10 @@ class PromptEncoder:
         dtype: torch.dtype = torch.bfloat16,
         keep: bool = False,
     ) -> None:
-        self._encoder = TextEncoder(weights, device, dtype, keep)
         self._tokenizer = Path(tokenizer)
         if not self._tokenizer.is_file():
             raise CheckpointError(f"the tokenizer {tokenizer} is missing: download spiece.model again")
+        self._encoder = TextEncoder(weights, device, dtype, keep)
         pieces = hashlib.sha256(self._tokenizer.read_bytes()).hexdigest()
         self.id = hashlib.sha256(f"{self._encoder.fingerprint()} {pieces} {dtype}".encode()).hexdigest()[:16]
 
