@@ -62,7 +62,7 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
         BOTTOM
         | HUB
         | {"worldmodel.published", "worldmodel.prompt_list", "worldmodel.prompt_book", "worldmodel.assemble"}
-        | {"worldmodel.video_world", "worldmodel.runtime"},
+        | {"worldmodel.video_world", "worldmodel.runtime", "worldmodel.models"},
         {"huggingface_hub"},
     ),
     "worldmodel.prompt_list": (BOTTOM, set()),

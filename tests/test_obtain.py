@@ -186,13 +186,17 @@ def test_a_dry_run_prints_the_plan(hub, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["world"]["source"] == "tiny.json"
 
 
-def test_no_room_and_no_memory_are_told_before_anything_is_fetched(hub, public, capsys, monkeypatch):  # noqa: F811
+def test_no_room_no_memory_and_no_packages_are_told_before_anything_is_fetched(hub, public, capsys, monkeypatch):  # noqa: F811
     usage = type(shutil.disk_usage("/"))
     with monkeypatch.context() as patch:
         patch.setattr("worldmodel.hub_transfer.shutil.disk_usage", lambda _path: usage(10**9, 10**9, 10**6))
         assert "free some space, or set HF_HOME to another disk" in error(capsys, "--yes")
     write_card(public, memory_mb=10**9)
     assert "tiny needs about 1000000.0 GB of memory, cpu has" in error(capsys, "--yes", "--device", "cpu")
+    write_card(public)
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None if name == "ftfy" else name)
+        assert "pip install 'worldmodel[wan]'" in error(capsys, "--yes")
     assert not hub.bytes_asked("")
 
 

@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -425,6 +427,27 @@ def test_the_game_goes_on_while_a_prompt_is_encoded_and_when_it_cannot_be(monkey
     assert Person(monkeypatch, tmp_path, lambda: PromptBoxWorld(0.6)).play(script) == 0
     assert "note: no embedding of 'a castle' is here" in capsys.readouterr().err
     assert [op.text for op in read_replay(next(tmp_path.glob("box-*.jsonl"))).ops if op.kind == "prompt"] == ["9"]
+
+
+def test_closing_the_window_does_not_wait_for_the_text_encoder(tmp_path):
+    script = """
+import sys, pytest
+from pathlib import Path
+from tests.test_window import Person, PromptBoxWorld, write
+def script(person):
+    person.frames(2)
+    person.tap("KeyT")
+    person.until(lambda: person.loop.shell.screen == "prompt")
+    write("5")
+    person.tap("Enter")
+    person.until(lambda: person.loop.shell.change.busy)
+    person.frames(3)
+sys.exit(Person(pytest.MonkeyPatch(), Path(sys.argv[1]), lambda: PromptBoxWorld(60.0)).play(script))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0 and "replay: " in done.stdout, done.stderr
+    assert read_replay(next(tmp_path.glob("box-*.jsonl"))).frames >= 5
 
 
 def test_worlds_without_prompts_do_not_offer_one(monkeypatch, tmp_path):

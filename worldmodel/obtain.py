@@ -198,6 +198,10 @@ def _agree(order: Order, wish: Wish) -> None:
     if lacking > 0:
         raise HubError(f"{home()} lacks {megabytes(lacking)} for {order.name}: free some space, or set HF_HOME to another disk")
     _check_memory(order, wish.device)
+    if any(part.field in TEXT for part in order.parts):
+        from worldmodel.models.wan.prompts import need_packages
+
+        need_packages()
     if wish.yes or not any(part.left for part in order.parts):
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
