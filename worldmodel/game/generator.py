@@ -82,11 +82,11 @@ class Generator:
         self._cond = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
         self._stop, self._steps = False, 0
-        self._found: dict[str, Any] = {}
         self._due: float | None = None
         self._durations: deque[float] = deque(maxlen=32)
         self._box: deque[Shown] = deque()
         self.opened: Callable[[World], tuple[Journal, Driver]] | None = None
+        self._found: dict[str, Any] = {}  # of a replay: what its prompts become
 
     # --- for the window -------------------------------------------------------------------------------------------------------
     def take(self, now: float) -> Shown | None:
