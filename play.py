@@ -7,18 +7,24 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worldmodel import __version__
-from worldmodel.errors import ConfigError, WorldModelError
+from worldmodel.errors import CheckpointError, ConfigError, WorldModelError
 from worldmodel.flags import FlagParser, rate, whole, word_or
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from worldmodel.game.settings import Preview, Settings
+    from worldmodel.hub_transfer import Plan
+    from worldmodel.obtain import Wish
     from worldmodel.world import World
 
 WORLDS = Path(__file__).resolve().parent / "assets" / "worlds"
+CARDS = Path(__file__).resolve().parent / "worldmodel" / "cards"
 DEFAULT_WORLD = "rooms"
 
 
@@ -52,21 +58,23 @@ def parser() -> argparse.ArgumentParser:
         "name",
         nargs="?",
         metavar="WORLD",
-        help=f"a bundled world (see --list), the folder of a world or of a run, or ORG/NAME on the hub (default: {DEFAULT_WORLD})",
+        help=f"a world of --list, the folder of a world or of a run, or ORG/NAME on the hub (default: {DEFAULT_WORLD})",
     )
     add("--world", metavar="WORLD", help="the same as a flag")
     add("--real", metavar="NAME", help="play a real game instead: rooms, racing, or any Gymnasium id")
-    add("--list", action="store_true", help="list the bundled worlds and stop")
+    add("--list", action="store_true", help="list the bundled and the published worlds and stop")
     add("--version", action="version", version=f"worldmodel {__version__}")
     add("--dry-run", action="store_true", help="print what would be played, as JSON, without touching the device")
     group = p.add_argument_group("the world")
     group.add_argument("--revision", metavar="R", help="of a world on the hub: branch, tag or commit (default: main)")
     group.add_argument("--offline", action="store_true", help="fetch nothing; play what is here")
+    group.add_argument("--yes", action="store_true", help="fetch a published world's files without asking")
     group.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), help="where the network runs (default: auto)")
     group.add_argument("--steps", type=whole(1), metavar="N", help="denoising steps a frame (default: the world's)")
     group.add_argument("--seed", type=whole(0), metavar="N", help="random seed (default: 0)")
     group.add_argument("--spawn", type=whole(0), metavar="N", help="starting place (default: 0)")
     group.add_argument("--prompt", metavar="TEXT|N", help="of a video world: where to start, by text or number")
+    group.add_argument("--image", type=Path, metavar="FILE", help="start with this picture, cut to the world's shape")
     group.add_argument("--compile", choices=("auto", "on", "off"), help="auto: behind the game (headless: off); on: wait")
     group.add_argument(
         "--threads",
@@ -95,19 +103,25 @@ def parser() -> argparse.ArgumentParser:
 
 
 def list_worlds() -> int:
-    """Names, sizes and titles of the bundled worlds; reads plain JSON only."""
-    found = 0
-    for path in sorted(WORLDS.glob("*/config.json")):
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            line = f"{data['width']}x{data['height']} at {data['fps']:g} fps  {data.get('title') or ''}"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            line = f"(damaged config.json: {type(error).__name__} {error})"
-        print(f"{path.parent.name:<12} {line}".rstrip())
-        found += 1
-    if not found:
+    """Names, sizes and titles of the bundled worlds and of those that are fetched by name; reads plain JSON only."""
+    bundled = sorted(WORLDS.glob("*/config.json"))
+    for path in bundled:
+        _print_line(path.parent.name, path)
+    if not bundled:
         raise ConfigError(f"no world is bundled in {WORLDS}: fetch the repository again, or give the folder of a world")
+    print("fetched from their public repositories at the first start:")
+    for path in sorted(CARDS.glob("*.json")):
+        _print_line(path.stem, path)
     return 0
+
+
+def _print_line(name: str, path: Path) -> None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        line = f"{data['width']}x{data['height']} at {data['fps']:g} fps  {data.get('title') or ''}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        line = f"(damaged {path.name}: {type(error).__name__} {error})"
+    print(f"{name:<28} {line}".rstrip())
 
 
 def start(flags: argparse.Namespace) -> int:
@@ -131,6 +145,11 @@ def start(flags: argparse.Namespace) -> int:
         "compile": flags.compile or ("off" if made_by else "auto"),
         "threads": flags.threads or made_by.get("threads") or ("auto" if flags.headless else "spare"),
     }
+    image = _image(flags, made_by, preview.size)
+    if image is not None:
+        from worldmodel.picture import to_text
+
+        preview = replace(preview, image=to_text(image))
     if flags.prompt is not None:
         flags.spawn = _prompted(flags, folder)
     settings = _settings(flags, str(options["compile"]))
@@ -139,19 +158,31 @@ def start(flags: argparse.Namespace) -> int:
         return 0
     from worldmodel.game.app import play
 
-    return play(_factory(flags.real, folder, options), preview, settings)
+    return play(_factory(flags.real, folder, options, image), preview, settings)
 
 
 def _replayed(flags: argparse.Namespace) -> dict[str, Any]:
     """The header of ``--replay FILE``: its conditions are the defaults of this run."""
     if flags.replay is None:
         return {}
-    for name, value in (("--agent", flags.agent), ("--frames", flags.frames), ("--seed", flags.seed), ("--spawn", flags.spawn)):
+    wishes = {name: getattr(flags, name) for name in ("agent", "frames", "seed", "spawn", "prompt", "image")}
+    for name, value in wishes.items():
         if value is not None:
-            raise ConfigError(f"{name} and --replay exclude each other: a replay brings its own")
+            raise ConfigError(f"--{name} and --replay exclude each other: a replay brings its own")
     from worldmodel.game.replay import read_replay
 
     return read_replay(flags.replay).header
+
+
+def _image(flags: argparse.Namespace, made_by: dict[str, Any], size: tuple[int, int]) -> np.ndarray | None:
+    """The picture to start with, of a file or a replay's."""
+    if flags.image is not None and flags.real:
+        raise ConfigError("--image is the start of a dream: leave it out, or --real")
+    if flags.image is None and "image" not in made_by:
+        return None
+    from worldmodel.picture import from_text, read_picture
+
+    return from_text(made_by["image"], size) if flags.image is None else read_picture(flags.image, size)
 
 
 def _prompted(flags: argparse.Namespace, folder: Path) -> int:
@@ -190,20 +221,36 @@ def _settings(flags: argparse.Namespace, compile_wish: str) -> Settings:
 def _print_pending(wanted: str, flags: argparse.Namespace) -> bool:
     """For a world that is still on the hub: print what would be fetched."""
     from worldmodel.hub import pending
+    from worldmodel.obtain import Order, is_published, plan_of
 
-    plan = pending(wanted, flags.revision, flags.offline)
+    plan: Plan | Order | None
+    if is_published(wanted):
+        order, _ = plan_of(_wish(wanted, flags))
+        plan = order if order.parts else None
+    else:
+        plan = pending(wanted, flags.revision, flags.offline)
     if plan is not None:
         print(json.dumps({"version": __version__, "download": plan.facts()}, indent=2))
     return plan is not None
 
 
+def _wish(wanted: str, flags: argparse.Namespace) -> Wish:
+    from worldmodel.obtain import Wish
+
+    return Wish(wanted, flags.revision, flags.offline, flags.prompt, flags.yes, flags.device or "auto")
+
+
 def _preview(wanted: str, flags: argparse.Namespace) -> tuple[Preview, Path]:
-    """Find a world's folder (or fetch it) and read its description; no weights, no torch."""
+    """Find a world's folder (or fetch or make it) and read its description; no weights, and no torch where nothing is made."""
     from worldmodel.config import EXPORT, WorldConfig
     from worldmodel.game.settings import Preview
     from worldmodel.hub import locate
+    from worldmodel.obtain import is_published, obtain
 
-    folder, source = locate(wanted, flags.revision, flags.offline)
+    if is_published(wanted):
+        folder, source = obtain(_wish(wanted, flags))
+    else:
+        folder, source = locate(wanted, flags.revision, flags.offline)
     if folder == Path(wanted) / EXPORT:
         print(f"note: {wanted} is a run: playing {folder}", file=sys.stderr)
     config = WorldConfig.load(folder)
@@ -221,7 +268,9 @@ def _preview_real(name: str) -> Preview:
     return Preview(name, f"real:{name}", f"{name} (the real game)", thumb if thumb.is_file() else None)
 
 
-def _factory(real: str | None, folder: Path, options: dict[str, Any]) -> Callable[[Callable[[str, float], None]], World]:
+def _factory(
+    real: str | None, folder: Path, options: dict[str, Any], image: np.ndarray | None
+) -> Callable[[Callable[[str, float], None]], World]:
     """What opens the world, in the thread that will own it: the heavy imports happen here, behind an open window."""
 
     def open_real(report: Callable[[str, float], None]) -> World:
@@ -237,7 +286,14 @@ def _factory(real: str | None, folder: Path, options: dict[str, Any]) -> Callabl
         runtime.setup()
         report("load", 0.6)
         # the game starts the compiled engine itself: it shows the stage, or plays on meanwhile
-        return load(str(folder), device=options["device"], steps=options["steps"], threads=options["threads"])
+        try:
+            return load(str(folder), **{key: options[key] for key in ("device", "steps", "threads")}, image=image)
+        except CheckpointError as error:
+            from worldmodel.obtain import forget
+
+            if forget(folder):
+                raise CheckpointError(f"{error}; it was removed, the same command makes it again") from error
+            raise
 
     return open_real if real else open_dream
 

@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from worldmodel.action import Action, ActionSpec, Axis, Button
+from worldmodel.errors import ConfigError
 from worldmodel.world import Frame
 
 SPEC = ActionSpec(
@@ -67,6 +68,36 @@ class BoxWorld:
         rgb[top : top + 14, left : left + 10] = (250, 220, 80) if self._used else (200, 60, 50)
         rgb[0, 0] = (self._seed % 256, self.engine == "compiled", 0)
         return Frame(rgb, self._index, {"denoise": 3.0, "decode": 1.0}, (float(self._xy[0]), float(self._xy[1]), self._angle))
+
+
+class PromptBoxWorld(BoxWorld):
+    """Its prompt is a number: how red the sky is. Encoding takes `encode_seconds`; what is no number cannot be encoded."""
+
+    takes_prompts = True
+
+    def __init__(self, encode_seconds: float = 0.0) -> None:
+        super().__init__()
+        self._encode, self._places = encode_seconds, [0, 0, 0]
+
+    def find_prompt(self, text: str) -> int:
+        time.sleep(self._encode)
+        if not text.isdecimal():
+            raise ConfigError(f"no embedding of {text!r} is here: give a number")
+        return int(text)
+
+    def add_prompt(self, found: int) -> int:
+        self._places.append(found)
+        self.spawns, self._red = len(self._places), found
+        return self.spawns - 1
+
+    def reset(self, seed: int = 0, spawn: int = 0) -> Frame:
+        self._red = self._places[spawn]
+        return super().reset(seed, spawn)
+
+    def _frame(self) -> Frame:
+        frame = super()._frame()
+        frame.rgb[0, 1] = (self._red, 0, 0)
+        return frame
 
 
 class CompilingBoxWorld(BoxWorld):

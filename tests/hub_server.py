@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_loopback"
-LARGE = (".safetensors", ".png")
+LARGE = (".safetensors", ".png", ".pt", ".pth", ".model")
 
 
 @dataclass

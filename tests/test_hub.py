@@ -55,7 +55,7 @@ def test_the_plan_in_words_and_as_json(hub, capsys):
     fetch_world(NAME)
     words = capsys.readouterr().out
     head = f"{NAME} at main (commit {plan['commit'][:12]}), licence: apache-2.0"
-    for part in (head, "model.safetensors", "spawns/ (9 files)", " MB free)"):
+    for part in (head, "model.safetensors", "spawns/ (9 files)", " free)"):
         assert part in words
     assert str(plan["folder"]) in words and f"{len(plan['files'])} files, " in words
     found = play_dry(capsys)

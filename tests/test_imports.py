@@ -33,7 +33,10 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
         BOTTOM | HUB | {"worldmodel.sums", "worldmodel.checkpoint", "worldmodel.video_world"},
         {"huggingface_hub"},
     ),
-    "worldmodel.cli": (BOTTOM | {"worldmodel.publish", "worldmodel.convert", "worldmodel.assemble"}, set()),
+    "worldmodel.cli": (
+        BOTTOM | {"worldmodel.publish", "worldmodel.convert", "worldmodel.assemble", "worldmodel.published"},
+        set(),
+    ),
     "worldmodel.checkpoint": (BOTTOM | {"worldmodel.models", "worldmodel.runtime", "worldmodel.sums", "worldmodel.cli"}, None),
     "worldmodel.compiled": (BOTTOM | {"worldmodel.models", "worldmodel.checkpoint", "worldmodel.runtime"}, {"torch", "numpy"}),
     "worldmodel.session": (
@@ -49,14 +52,24 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     "worldmodel.video_world": (
         BOTTOM
         | {"worldmodel.models", "worldmodel.checkpoint", "worldmodel.sums", "worldmodel.tensor_files", "worldmodel.prompt_list"}
-        | {"worldmodel.runtime", "worldmodel.video_session"},
-        {"torch"},
+        | {"worldmodel.runtime", "worldmodel.video_session", "worldmodel.prompt_book"},
+        {"torch", "numpy"},
+    ),
+    "worldmodel.prompt_book": (BOTTOM | {"worldmodel.models", "worldmodel.compiled", "worldmodel.prompt_list"}, {"torch"}),
+    "worldmodel.picture": (BOTTOM, {"numpy", "PIL"}),
+    "worldmodel.published": (BOTTOM, set()),
+    "worldmodel.obtain": (
+        BOTTOM
+        | HUB
+        | {"worldmodel.published", "worldmodel.prompt_list", "worldmodel.prompt_book", "worldmodel.assemble"}
+        | {"worldmodel.video_world", "worldmodel.runtime", "worldmodel.models"},
+        {"huggingface_hub"},
     ),
     "worldmodel.prompt_list": (BOTTOM, set()),
     "worldmodel.assemble": (
         BOTTOM
         | {"worldmodel.models", "worldmodel.convert", "worldmodel.tensor_files", "worldmodel.video_world", "worldmodel.sums"}
-        | {"worldmodel.video_session", "worldmodel.prompt_list", "worldmodel.runtime", "worldmodel.compiled"},
+        | {"worldmodel.video_session", "worldmodel.prompt_list", "worldmodel.prompt_book", "worldmodel.published"},
         {"torch"},
     ),
     "worldmodel.data": (BOTTOM, None),
@@ -80,8 +93,12 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
             "worldmodel.runtime",
             "worldmodel.hub",
             "worldmodel.prompt_list",
+            "worldmodel.hub_transfer",
+            "worldmodel.published",
+            "worldmodel.obtain",
+            "worldmodel.picture",
         },
-        set(),
+        {"numpy"},
     ),
 }
 NOT_IN_LIBRARY = {"hydra", "omegaconf", "wandb", "tensorboard", "matplotlib"}

@@ -8,11 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import play as door
 from tests.conftest import write_tiny_world
-from worldmodel import __version__
+from worldmodel import __version__, load
+from worldmodel.game.replay import picture_hash
+from worldmodel.picture import from_text, read_picture, to_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,8 +71,9 @@ def test_list_shows_bundled_worlds_and_damaged_ones(tmp_path, monkeypatch, capsy
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "config.json").write_text("{")
     assert door.main(["--list"]) == 0
-    bad, tiny = capsys.readouterr().out.splitlines()
+    bad, tiny, head, *published = capsys.readouterr().out.splitlines()
     assert "damaged config.json" in bad and tiny.startswith("tiny") and "48x32 at 17.5 fps" in tiny
+    assert "at the first start" in head and any(line.startswith("minwm-action2v") and "832x480" in line for line in published)
 
 
 def test_dry_run_resolves_without_torch(world):
@@ -164,3 +169,32 @@ def test_the_real_game_plays_and_replays(tmp_path, capsys):
 
     episode = load(scan(tmp_path / "eps")[0])
     assert len(episode) == 21 and episode.poses.shape == (21, 3) and episode.world == "rooms"
+
+
+def test_a_picture_starts_a_world_of_single_frames_and_is_replayed(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    picture = np.random.default_rng(0).integers(0, 256, (100, 75, 3), dtype=np.uint8)
+    Image.fromarray(picture).save("photo.jpg")
+    few = ["--headless", "--frames", "5", "--agent", "random", "--device", "cpu", "--threads", "1", "--image", "photo.jpg"]
+    assert door.main([str(world), *few]) == 0
+    (replay,) = Path("plays").glob("*.jsonl")
+    header, *lines = replay.read_text().splitlines()
+    begun = from_text(json.loads(header)["image"], (32, 48))
+    assert (begun == read_picture(Path("photo.jpg"), (32, 48))).all()
+    assert json.loads(lines[0])["sha"] == picture_hash([begun])
+    session = load(str(world), device="cpu", threads=1, image=begun)
+    assert session.spawns == 1 and session.cache.full and (session.reset(seed=3, spawn=2).rgb == begun).all()
+    Path("photo.jpg").unlink()
+    assert door.main(["--replay", str(replay), "--headless"]) == 0 and "exact: 5 frames" in capsys.readouterr().out
+
+    def changed(image: str) -> str:
+        replay.write_text("\n".join([json.dumps({**json.loads(header), "image": image}), *lines]) + "\n")
+        code = door.main(["--replay", str(replay), "--headless"])
+        out = capsys.readouterr()
+        return f"{code} {out.out}{out.err}"
+
+    assert changed(to_text(255 - begun)).startswith("1 ") and changed("%%").startswith(
+        "2 error: the start picture in the replay is"
+    )
+    assert "is 48x31, the world 48x32" in changed(to_text(begun[:-1]))
+    assert "--image and --replay exclude each other" in error(capsys, "--replay", str(replay), "--image", "photo.jpg")

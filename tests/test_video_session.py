@@ -59,8 +59,15 @@ def _session_parts(camera: bool) -> tuple[DiT, TinyDecoder, list[Tensor]]:
     return model, decoder, [text, torch.randn(3, 32, generator=torch.Generator().manual_seed(9))]
 
 
-def open_video(camera: bool = True, steps: int | None = None, **config: object) -> VideoSession:
-    return VideoSession(world_config(camera, **config), *_session_parts(camera), CPU, torch.float32, steps)  # type: ignore[arg-type]
+def open_video(camera: bool = True, steps: int | None = None, start: Tensor | None = None, **config: object) -> VideoSession:
+    return VideoSession(
+        world_config(camera, **config),
+        *_session_parts(camera),
+        CPU,
+        torch.float32,
+        steps,
+        start=start,  # type: ignore[arg-type]
+    )
 
 
 def held(*names: str, mouse: tuple[float, float] = (0.0, 0.0)) -> Action:
@@ -200,3 +207,46 @@ def test_a_long_clip_stays_within_its_window() -> None:
     for _ in range(6):
         session.step(held("forward"))
     assert session.cache.store.shape == size and session.cache.position == 6 and torch.isfinite(session.cache.store).all()
+
+
+def test_a_start_picture_is_clean_context_for_what_follows() -> None:
+    """By hand: the latent is committed at level 0 as frame 0, then the next chunk is dreamed in the world's own steps."""
+    start = torch.randn(1, 1, 16, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(2))
+    session = open_video(camera=False, start=start)
+    assert session.frame.index == 0 and (session.reset(seed=7).rgb == open_video(camera=False, start=start).frame.rgb).all()
+    got = [session.frame.rgb, *(f.rgb for f in session.step(held()))]
+    model, decoder, text = parts(camera=False)
+    states, stream = model.text_states(text[None]), VideoDecoder(decoder)
+    cache = model.make_cache((HEIGHT // 8, WIDTH // 8), 6, 1)
+
+    def call(noisy: Tensor, sigma: float) -> Tensor:
+        return model(noisy, torch.full((1, 1), sigma), text=states, cache=cache)
+
+    with torch.no_grad():
+        want = list(to_uint8(stream.decode(start)[0]).numpy())
+        call(start, 0.0)
+        cache.commit()
+        noise = torch.randn(start.shape, generator=runtime.generator(7, "noise", 1, 0))
+        clean = noise - call(noise, 1.0)
+        again = torch.randn(start.shape, generator=runtime.generator(7, "renoise", 1, 0))
+        middle = clean / 6 + 5 * again / 6
+        want += list(to_uint8(stream.decode(middle - 5 / 6 * call(middle, 5 / 6))[0]).numpy())
+    assert len(got) == len(want) == 1 + FRAMES
+    assert max(int(np.abs(a.astype(int) - b).max()) for a, b in zip(got, want, strict=True)) <= 1
+
+
+def test_prompts_are_found_added_and_come_back_with_a_snapshot() -> None:
+    session, other = open_video(), torch.randn(4, 32, generator=torch.Generator().manual_seed(5))
+    with pytest.raises(ConfigError, match="takes no prompts while it is played"):
+        session.find_prompt("x")
+    session.book = {"boats": other, "long": torch.zeros(13, 32)}.__getitem__
+    with pytest.raises(ConfigError, match=r"has the shape \(1 to 12, 32\), got \(13, 32\)"):
+        session.find_prompt("long")
+    session.step(held())
+    assert session.add_prompt(session.find_prompt("boats")) == 2 and session.spawns == 3
+    there = session.snapshot()
+    told = session.step(held())[-1].rgb
+    session.reset(spawn=0)
+    session.restore(there)
+    assert (session.step(held())[-1].rgb == told).all()  # the prompt came back, too
+    assert (session.reset(seed=1, spawn=2).rgb != session.reset(seed=1, spawn=0).rgb).any()

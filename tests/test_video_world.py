@@ -9,23 +9,32 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import play as door
 from tests.test_video_session import held, model_config
 from tests.test_wan_codec import published_tiny, published_vae, tensors
 from tests.test_wan_prompts import pieces  # noqa: F401 - a fixture
 from tests.test_wan_text import DIM, weights
 from worldmodel import load
-from worldmodel.assemble import add_prompts, assemble, card_names, read_card, read_codec, world_config
+from worldmodel.assemble import add_prompts, assemble, read_decoder, read_encoder, world_config
 from worldmodel.cli import main
-from worldmodel.config import CodecConfig
+from worldmodel.config import CodecConfig, DiTConfig
 from worldmodel.convert import convert_file, named_config
 from worldmodel.errors import CheckpointError, ConfigError
+from worldmodel.models.codec import to_float
 from worldmodel.models.dit import DiT
+from worldmodel.models.video import VideoEncoder
+from worldmodel.models.wan.codec_keys import vae_from_reference
+from worldmodel.models.wan.vae import WanEncoder, WanVAE
+from worldmodel.picture import from_text
+from worldmodel.published import VideoCard, card_names, read_card
 from worldmodel.session import open_session
-from worldmodel.video_world import Prompt, decoder_of, load_video
+from worldmodel.video_world import Prompt, decoder_of, encode_picture, load_video
 
 TINY = CodecConfig(kind="taehv", decoder_widths=(16, 8, 8))
 ROOT = Path(__file__).parents[1]
@@ -33,39 +42,40 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def public(tmp_path: Path) -> Path:
-    """Published files at tiny size: model.safetensors and taew.safetensors in the reference's layout, and a card."""
-    torch.manual_seed(0)
-    model = DiT(model_config(True))
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.1)
-    save_file({k: v.bfloat16() for k, v in model.state_dict().items()}, tmp_path / "ours.safetensors")
-    convert_file(tmp_path / "ours.safetensors", tmp_path / "model.safetensors", model_config(True), to_reference=True)
+    """Published files at tiny size: model.safetensors, taew.safetensors and vae.safetensors in the reference's layout."""
+    write_public_model(tmp_path, model_config(True))
     decoder = {name: 0.1 * t for name, t in tensors(published_tiny((16, 8, 8, 8))).items()}
     save_file(decoder, tmp_path / "taew.safetensors")
+    save_file({name: 0.1 * t for name, t in tensors(published_vae(4)).items()}, tmp_path / "vae.safetensors")
     return tmp_path
 
 
-def tiny_card(**changes: object):
-    return dataclasses.replace(read_card("minwm-action2v"), height=32, width=48, chunk=1, window=6, **changes)
+def write_public_model(folder: Path, config: DiTConfig) -> None:
+    """model.safetensors in the reference's layout, ours.safetensors beside it, and the public config.json of that size."""
+    torch.manual_seed(0)
+    model = DiT(config)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    save_file({k: v.bfloat16() for k, v in model.state_dict().items()}, folder / "ours.safetensors")
+    convert_file(folder / "ours.safetensors", folder / "model.safetensors", config, to_reference=True)
+    sizes = {"dim": config.dim, "num_heads": config.heads, "num_layers": config.layers, "ffn_dim": config.ffn_dim}
+    text = {"text_dim": config.text_dim, "text_len": config.text_len, "freq_dim": config.freq_dim}
+    (folder / "model.json").write_text(json.dumps({**sizes, **text, "camera": config.camera}))
+
+
+def tiny_card(public: Path, **changes: object) -> VideoCard:
+    size = {"height": 32, "width": 48, "chunk": 1, "window": 6, "memory_mb": 0}
+    return dataclasses.replace(read_card("minwm-action2v"), **{**size, "config": str(public / "model.json"), **changes})
 
 
 def prompts(*texts: str) -> list[Prompt]:
     return [Prompt(t, torch.randn(5, 32, generator=torch.Generator().manual_seed(len(t))).bfloat16()) for t in texts]
 
 
-def make(public: Path, **changes: object) -> Path:
-    out = public / "world"
-    card = tiny_card(**changes)
-    assemble(
-        "tiny",
-        public / "model.safetensors",
-        out,
-        public / "taew.safetensors",
-        prompts("a mill", "boats"),
-        card,
-        TINY,
-        model_config(True),
-    )
+def make(public: Path, encoder: bool = False, **changes: object) -> Path:
+    out, files = public / "world", (public / "model.safetensors", public / "taew.safetensors")
+    given = public / "vae.safetensors" if encoder else None
+    assemble("tiny", tiny_card(public, **changes), *files, prompts("a mill", "boats"), out, given)
     return out
 
 
@@ -114,6 +124,55 @@ def test_the_client_plays_it_by_prompt(public: Path) -> None:
     assert wrong.returncode == 2 and "holds no embedding of the prompt 'a castle'" in wrong.stderr and "1: boats" in wrong.stderr
 
 
+def test_a_picture_starts_a_frame_wise_world(public: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(public)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("photo.png")
+    few = ["--headless", "--frames", "8", "--agent", "random", "--device", "cpu", "--threads", "1"]
+    world = make(public, encoder=True)
+
+    def said(*words: str) -> str:
+        assert door.main([*words, *few, "--no-replay"]) == 2
+        return capsys.readouterr().err
+
+    assert door.main([str(world), *few, "--image", "photo.png"]) == 0
+    (replay,) = Path("plays").glob("*.jsonl")
+    Path("photo.png").unlink()  # the replay has its own
+    assert door.main(["--replay", str(replay), "--headless"]) == 0 and "exact: 8 frames" in capsys.readouterr().out
+    session = load(
+        str(world), device="cpu", threads=1, image=from_text(json.loads(replay.read_text().splitlines()[0])["image"], (32, 48))
+    )
+    begun = session.reset(seed=0).rgb
+    assert (begun == session.reset(seed=5).rgb).all() and (begun != load(str(world), device="cpu", threads=1).frame.rgb).any()
+    assert "there is no picture photo.png: check the name" in said(str(world), "--image", "photo.png")
+    Path("photo.png").write_bytes(b"no picture at all")
+    assert "photo.png cannot be read as a picture" in said(str(world), "--image", "photo.png")
+    Image.fromarray(pixels).save("photo.png")
+    Path("photo.png").write_bytes(Path("photo.png").read_bytes()[:400])
+    assert "photo.png cannot be read as a picture" in said(str(world), "--image", "photo.png")
+    Image.fromarray(pixels).save("photo.png")
+    assert "leave it out, or --real" in said("--real", "rooms", "--image", "photo.png")
+    assert "dreams 3 latents at once and a picture is one" in said(str(make(public, encoder=True, chunk=3)), "--image", "photo.png")
+    assert "has no encoder.safetensors, so it takes no --image" in said(str(make(public)), "--image", "photo.png")
+
+
+def test_the_first_latent_of_a_picture_is_the_published_encoders(public: Path) -> None:
+    world, pixels = make(public, encoder=True), np.random.default_rng(1).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    vae = WanVAE(4)
+    vae.load_state_dict(vae_from_reference(load_file(public / "vae.safetensors"), vae.state_dict()))
+    want = VideoEncoder(vae.encoder.eval()).encode(to_float(pixels[None])[None])
+    torch.testing.assert_close(encode_picture(world, load_video(world).config, pixels, torch.device("cpu")), want)
+
+
+def test_an_embedding_without_its_text_does_not_count(public: Path) -> None:
+    """What a stop between the two files of a prompt leaves."""
+    out = make(public)
+    shutil.copy(out / "prompts" / "001.safetensors", out / "prompts" / "002.safetensors")
+    assert [p.text for p in load_video(out).prompts] == ["a mill", "boats"]
+    add_prompts(out, prompts("a harbour"))
+    assert [p.text for p in load_video(out).prompts] == ["a mill", "boats", "a harbour"]
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -135,22 +194,14 @@ def test_what_does_not_belong_together_is_said(public: Path) -> None:
         open_session(out)
     with pytest.raises(ConfigError, match="not a video world"):
         load_video(ROOT / "assets" / "worlds" / "rooms")
+    (public / "model.json").write_text((public / "model.json").read_text().replace("true", "false"))
     with pytest.raises(CheckpointError, match="does not fit the config"):
-        assemble(
-            "tiny",
-            public / "model.safetensors",
-            public / "b",
-            public / "taew.safetensors",
-            prompts("a"),
-            tiny_card(),
-            TINY,
-            model_config(False),
-        )
-    assert not (public / "b").exists() and not list(public.glob(".*"))
+        make(public, encoder=True)
+    assert (public / "world").exists() and not list(public.glob(".*"))
 
 
 def test_published_cards_are_whole() -> None:
-    assert "causal-forcing-2step" in card_names() and "minwm-action2v" in card_names()
+    assert "wan-causal-forcing-2step" in card_names() and "minwm-action2v" in card_names()
     for name in card_names():
         card = read_card(name)
         config = world_config(name, card, named_config(card.config), CodecConfig(kind="taehv", decoder_widths=(256, 128, 64)))
@@ -159,12 +210,16 @@ def test_published_cards_are_whole() -> None:
         read_card("nothing")
 
 
-def test_both_published_decoders_are_told_apart(tmp_path: Path) -> None:
-    save_file(tensors(published_vae(8)), tmp_path / "vae.safetensors")
-    save_file(tensors(published_tiny((16, 8, 8, 8))), tmp_path / "tiny.safetensors")
-    for name, codec in (("vae", CodecConfig(kind="wan_vae", decoder_widths=(8, 8, 8))), ("tiny", TINY)):
-        made, state = read_codec(tmp_path / f"{name}.safetensors", codec)
+def test_both_published_decoders_are_told_apart(public: Path) -> None:
+    for name, codec in (("vae", CodecConfig(kind="wan_vae", decoder_widths=(4, 4, 4))), ("taew", TINY)):
+        made, state = read_decoder(public / f"{name}.safetensors")
         decoder_of(made).load_state_dict(state)
+        assert made == codec
+    WanEncoder(4).load_state_dict(read_encoder(public / "vae.safetensors"))
+    with pytest.raises(CheckpointError, match=r"is not Wan2\.1_VAE"):
+        read_encoder(public / "taew.safetensors")
+    with pytest.raises(CheckpointError, match=r"is neither Wan2\.1_VAE nor taew2_1"):
+        read_decoder(public / "model.safetensors")
 
 
 def test_the_command_makes_a_world_and_adds_prompts(public: Path, pieces: Path, monkeypatch) -> None:  # noqa: F811
@@ -172,16 +227,12 @@ def test_the_command_makes_a_world_and_adds_prompts(public: Path, pieces: Path, 
     monkeypatch.setenv("WORLDMODEL_CACHE", str(public / "cache"))
     save_file(weights(), public / "encoder.safetensors")
     model = dataclasses.replace(model_config(True), text_dim=DIM, text_len=64)
-    torch.manual_seed(1)
-    save_file({k: v.bfloat16() for k, v in DiT(model).state_dict().items()}, public / "ours2.safetensors")
-    convert_file(public / "ours2.safetensors", public / "wide.safetensors", model, to_reference=True)
-    monkeypatch.setattr("worldmodel.assemble.named_config", lambda _: model)
-    monkeypatch.setattr("worldmodel.assemble.TINY", TINY)
-    (public / "card.json").write_text(json.dumps(dataclasses.asdict(tiny_card())))
+    write_public_model(public, model)
+    (public / "card.json").write_text(json.dumps(dataclasses.asdict(tiny_card(public, config="model.json"))))
     text = ["--text-encoder", str(public / "encoder.safetensors"), "--tokenizer", str(pieces)]
     files = [
         str(public / "card.json"),
-        str(public / "wide.safetensors"),
+        str(public / "model.safetensors"),
         str(public / "made"),
         "--codec",
         str(public / "taew.safetensors"),
@@ -193,7 +244,7 @@ def test_the_command_makes_a_world_and_adds_prompts(public: Path, pieces: Path, 
 
 def test_what_is_wrong_at_a_glance_is_said_before_the_encoder_is_opened(public: Path, capsys) -> None:
     """Files that are no encoder and no tokenizer: opening them would be the error that is told."""
-    (public / "card.json").write_text(json.dumps(dataclasses.asdict(tiny_card())))
+    (public / "card.json").write_text(json.dumps(dataclasses.asdict(tiny_card(public))))
     card, model, codec = str(public / "card.json"), str(public / "model.safetensors"), str(public / "taew.safetensors")
     text = ["--prompt", "x", "--text-encoder", str(public / "taew.safetensors"), "--tokenizer", str(public / "card.json")]
 

@@ -5,73 +5,33 @@ What a published checkpoint is (its file, which net in it, chunk, steps) stands 
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from worldmodel.action import ActionSpec
-from worldmodel.compiled import cache_folder
-from worldmodel.config import CodecConfig, DiTConfig, SamplerConfig, WorldConfig, from_dict
+from worldmodel.config import CodecConfig, DiTConfig, SamplerConfig, WorldConfig
 from worldmodel.convert import convert_file, named_config
-from worldmodel.errors import ConfigError
+from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.models.wan.codec_keys import tiny_from_reference, vae_from_reference
-from worldmodel.models.wan.prompts import PromptCache, PromptEncoder
 from worldmodel.models.wan.vae import WanVAE
-from worldmodel.prompt_list import FOLDER
-from worldmodel.sums import SUMS, sums_of
+from worldmodel.prompt_book import embed
+from worldmodel.prompt_list import FOLDER, entries
+from worldmodel.published import VideoCard
+from worldmodel.sums import SUMS, sha256
 from worldmodel.tensor_files import TensorFile
 from worldmodel.video_session import CAMERA_ACTIONS
-from worldmodel.video_world import Prompt, check_prompt, decoder_of, export_video, load_video, video_config, write_prompt
+from worldmodel.video_world import Prompt, check_prompt, decoder_of, export_video, video_config, write_prompt
 
-CARDS = Path(__file__).parent / "cards"
 FRAMES_PER_LATENT = 4
 SHIFT = 5.0
-TINY = CodecConfig(kind="taehv", decoder_widths=(256, 128, 64))
-FULL = CodecConfig(kind="wan_vae", decoder_widths=(96, 96, 96))
 
 
-@dataclass(frozen=True)
-class VideoCard:
-    """A published checkpoint of the family: where it lies on the hub, and how it is played.
-
-    entry: which net of the file ("" = the only one). config: see `worldmodel.convert.named_config`. The rest as in SamplerConfig.
-    """
-
-    title: str
-    repo: str
-    file: str
-    entry: str
-    config: str
-    chunk: int
-    steps: int
-    first_steps: int
-    window: int
-    sink: int
-    height: int
-    width: int
-    fps: int
-
-
-def card_names() -> list[str]:
-    return sorted(path.stem for path in CARDS.glob("*.json"))
-
-
-def read_card(name: str) -> VideoCard:
-    """The card of that name, or of a JSON file. Raises ConfigError."""
-    path = CARDS / f"{name}.json" if name in card_names() else Path(name)
-    if not path.is_file():
-        raise ConfigError(f"no published world is called {name!r}: give one of {', '.join(card_names())}, or the file of a card")
-    try:
-        return from_dict(VideoCard, json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not valid JSON ({error}): correct it") from error
-
-
-def world_config(name: str, card: VideoCard, model: DiTConfig, codec: CodecConfig) -> WorldConfig:
+def world_config(
+    name: str, card: VideoCard, model: DiTConfig, codec: CodecConfig, origin: Mapping[str, str] | None = None
+) -> WorldConfig:
     """config.json of a published world."""
     return WorldConfig(
         name=name,
@@ -94,37 +54,61 @@ def world_config(name: str, card: VideoCard, model: DiTConfig, codec: CodecConfi
             first_steps=card.first_steps,
         ),
         actions=CAMERA_ACTIONS if model.camera else ActionSpec(),
-        provenance={"repo": card.repo, "file": card.file, "entry": card.entry},
+        memory_mb={"bfloat16": card.memory_mb} if card.memory_mb else {},
+        provenance={"repo": card.model.repo, "file": card.model.file, "entry": card.entry, **(origin or {})},
     )
 
 
-def read_codec(path: Path, codec: CodecConfig | None = None) -> tuple[CodecConfig, dict[str, Tensor]]:
-    """Published decoder weights -> (its config, state dict in bf16). codec: its shape where it is not the published one.
+def read_decoder(path: Path) -> tuple[CodecConfig, dict[str, Tensor]]:
+    """Published decoder weights -> (its config, state dict in bf16). Raises CheckpointError.
 
-    Which of the two decoders a file holds is told by its names. Raises CheckpointError.
+    Which of the two decoders a file holds is told by its names, how wide it is by its shapes.
     """
-    with TensorFile(path) as file:
-        state = {name: file.read(name) for name in file.facts}
-    full = any(name.startswith(("decoder.upsamples", "conv2.")) for name in state)
-    codec = codec or (FULL if full else TINY)
-    if full:
+    state = _read(path)
+    if _is_vae(state):
+        codec = CodecConfig(kind="wan_vae", decoder_widths=(_vae_width(state),) * 3)
         whole = vae_from_reference(state, WanVAE(codec.decoder_widths[0]).state_dict())
         values = {name.removeprefix("decoder."): value for name, value in whole.items() if name.startswith("decoder.")}
     else:
+        first, second, third = (len(state.get(f"decoder.{i}.weight", ())) for i in (1, 8, 14))
+        if not first * second * third:
+            raise CheckpointError(f"{path} is neither Wan2.1_VAE nor taew2_1: give one of them")
+        codec = CodecConfig(kind="taehv", decoder_widths=(first, second, third))
         values = tiny_from_reference(state, decoder_of(codec).state_dict())
     return codec, {name: value.bfloat16() for name, value in values.items()}
 
 
-def embed(texts: Sequence[str], encoder: Path, tokenizer: Path, say: Callable[[str], None]) -> list[Prompt]:
+def read_encoder(path: Path) -> dict[str, Tensor]:
+    """The encoder of the family's own VAE, float32, for worlds that begin with a picture. Raises CheckpointError."""
+    state = _read(path)
+    if not _is_vae(state):
+        raise CheckpointError(f"{path} is not Wan2.1_VAE, whose encoder a start picture needs: give that file")
+    whole = vae_from_reference(state, WanVAE(_vae_width(state)).state_dict())
+    return {name.removeprefix("encoder."): value for name, value in whole.items() if name.startswith("encoder.")}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    with TensorFile(path) as file:
+        return {name: file.read(name) for name in file.facts}
+
+
+def _is_vae(state: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith(("decoder.upsamples", "conv2.")) for name in state)
+
+
+def _vae_width(state: Mapping[str, Tensor]) -> int:
+    return max(1, len(state.get("encoder.conv1.bias", ())))
+
+
+def embedded(texts: Sequence[str], encoder: Path, tokenizer: Path) -> list[Prompt]:
     """Prompts with their embeddings, from the cache or the text encoder. Raises CheckpointError, ConfigError."""
-    prompts = PromptEncoder(encoder, tokenizer)
-    cache = PromptCache(cache_folder() / FOLDER, prompts.id, say)
-    return [Prompt(text, vectors) for text, vectors in zip(texts, cache.embeddings(texts, prompts), strict=True)]
+    vectors, made_by = embed(texts, encoder, tokenizer)
+    return [Prompt(text, vector, made_by) for text, vector in zip(texts, vectors, strict=True)]
 
 
-def check_places(weights: Path, codec_file: Path, out: Path) -> None:
+def check_places(files: Sequence[Path], out: Path) -> None:
     """Raise a WorldModelError if a file to read holds no tensors, or if `out` cannot become a world folder. Reads headers only."""
-    for path in (weights, codec_file):
+    for path in files:
         with TensorFile(path):
             pass
     if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
@@ -137,27 +121,27 @@ def check_places(weights: Path, codec_file: Path, out: Path) -> None:
 
 def assemble(
     name: str,
+    card: VideoCard,
     weights: Path,
-    out: Path,
-    codec_file: Path,
+    codec: Path,
     prompts: Sequence[Prompt],
-    card: VideoCard | None = None,
-    codec: CodecConfig | None = None,
-    model: DiTConfig | None = None,
+    out: Path,
+    encoder: Path | None = None,
+    origin: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the world folder `out` of the published world `name`, whole or not at all. Raises WorldModelErrors.
+    """Write the world folder `out` of a published world, whole or not at all. Raises WorldModelErrors.
 
-    card, codec, model: where they are not the published ones of that name.
+    weights, codec, encoder: the published files; without an encoder the world cannot begin with a picture. origin: for provenance.
     """
-    card = card or read_card(name)
-    model = model or named_config(card.config)
-    codec, state = read_codec(codec_file, codec)
-    config = world_config(name, card, model, codec)
+    model = named_config(card.config)
+    codec_config, state = read_decoder(codec)
+    encoder_state = None if encoder is None else read_encoder(encoder)
+    config = world_config(name, card, model, codec_config, origin or {})
     out.parent.mkdir(parents=True, exist_ok=True)
     converted = out.with_name(f".{out.name}.model.safetensors")
     try:
         convert_file(weights, converted, model, card.entry or None)
-        export_video(out, config, converted, state, prompts, _readme(config, card))
+        export_video(out, config, converted, state, prompts, _readme(config, card), encoder_state)
     finally:
         converted.unlink(missing_ok=True)
 
@@ -171,19 +155,24 @@ def check_world(folder: Path) -> None:
 
 def add_prompts(folder: Path, prompts: Sequence[Prompt]) -> None:
     """Put more prompts into a video world's folder; its hashes follow. Raises WorldModelErrors."""
-    world = load_video(folder)
+    config = video_config(folder)
     for prompt in prompts:
-        check_prompt(prompt, world.config)
-    for number, prompt in enumerate(prompts, len(world.prompts)):
+        check_prompt(prompt, config)
+    for number, prompt in enumerate(prompts, len(entries(folder))):
         write_prompt(folder, number, prompt)
-    (folder / SUMS).write_text(sums_of(folder), encoding="utf-8")
+    kept = [line for line in (folder / SUMS).read_text(encoding="utf-8").splitlines() if f"  {FOLDER}/" not in line]
+    files = [path for entry in entries(folder) for path in (entry.file, entry.file.with_suffix(".json"))]
+    lines = sorted([*kept, *(f"{sha256(p)}  {p.relative_to(folder).as_posix()}" for p in files)], key=lambda x: x.split("  ")[1])
+    fresh = folder / f".{SUMS}.tmp"
+    fresh.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    fresh.replace(folder / SUMS)
 
 
 def _readme(config: WorldConfig, card: VideoCard) -> str:
     steps = f"{config.sampler.steps} denoising steps" + (f", {card.first_steps} for the first" if card.first_steps else "")
     return f"""# {config.title}
 
-Converted from `{card.file}` of `{card.repo}`; its licence and terms are those of that repository.
+Converted from `{card.model.file}` of `{card.model.repo}`; its licence and terms are those of that repository.
 
 - {config.width}x{config.height} pixels at {config.fps:g} frames a second, {card.chunk} latent{"s" if card.chunk > 1 else ""} of
   {FRAMES_PER_LATENT} pictures at a time, {steps}

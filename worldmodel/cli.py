@@ -44,10 +44,11 @@ def parser() -> argparse.ArgumentParser:
     add("--entry", metavar="NAME", help="which of several nets in the file: generator, generator_ema, ...")
     add("--to", choices=("ours", "reference"), default="ours", help="the layout to write (default: ours)")
     add = commands.add_parser("world", help="public weights of the Wan family -> a world folder to play").add_argument
-    add("name", metavar="NAME", help="which published world it is, as causal-forcing-2step, or the file of a card")
+    add("name", metavar="NAME", help="which published world it is, as wan-causal-forcing-2step, or the file of a card")
     add("file", type=Path, metavar="FILE", help="the transformer's .pt or .safetensors")
     add("out", type=Path, metavar="FOLDER", help="the world folder to write")
     add("--codec", type=Path, required=True, metavar="FILE", help="taew2_1 (small and fast) or Wan2.1_VAE")
+    add("--encoder", type=Path, metavar="FILE", help="Wan2.1_VAE, for worlds that can begin with a picture (play.py --image)")
     _prompt_flags(add)
     add = commands.add_parser("prompt", help="add prompts to a video world's folder").add_argument
     add("folder", type=Path, metavar="FOLDER")
@@ -63,22 +64,24 @@ def _prompt_flags(add: Callable[..., object]) -> None:
 
 def world(flags: argparse.Namespace) -> int:
     """Convert everything a video world needs into one folder."""
-    from worldmodel.assemble import assemble, check_places, embed, read_card
+    from worldmodel.published import read_card
 
-    read_card(flags.name)  # what can be wrong at a glance is told before the slow part
-    check_places(flags.file, flags.codec, flags.out)
-    prompts = embed(flags.prompt, flags.text_encoder, flags.tokenizer, print)
-    assemble(Path(flags.name).stem, flags.file, flags.out, flags.codec, prompts, read_card(flags.name))
+    card = read_card(flags.name)  # what can be wrong at a glance is told before the slow part
+    from worldmodel.assemble import assemble, check_places, embedded
+
+    check_places([flags.file, flags.codec, *([flags.encoder] if flags.encoder else [])], flags.out)
+    prompts = embedded(flags.prompt, flags.text_encoder, flags.tokenizer)
+    assemble(Path(flags.name).stem, card, flags.file, flags.codec, prompts, flags.out, flags.encoder)
     print(f"done: python play.py {flags.out}")
     return 0
 
 
 def prompt(flags: argparse.Namespace) -> int:
     """Add prompts to a folder."""
-    from worldmodel.assemble import add_prompts, check_world, embed
+    from worldmodel.assemble import add_prompts, check_world, embedded
 
     check_world(flags.folder)  # before the slow part
-    add_prompts(flags.folder, embed(flags.prompt, flags.text_encoder, flags.tokenizer, print))
+    add_prompts(flags.folder, embedded(flags.prompt, flags.text_encoder, flags.tokenizer))
     print(f"done: python play.py {flags.folder} --prompt {flags.prompt[0]!r}")
     return 0
 

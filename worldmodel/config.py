@@ -55,7 +55,8 @@ def find_world(world: str | Path) -> Path:
     if path.name == EXPORT and path.parent.is_dir():
         raise ConfigError(f"{world} is not there: the run {path.parent} has exported no world yet, train it first")
     raise ConfigError(
-        f"no world called {str(world)!r}: bundled worlds are {', '.join(bundled_worlds()) or '(none)'}; or give a folder"
+        f"no world called {str(world)!r}: bundled worlds are {', '.join(bundled_worlds()) or '(none)'}; "
+        "or give a folder, or a name of play.py --list"
     )
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -83,10 +84,15 @@ def _one_revision(flag: str | None, suffix: str | None) -> str | None:
     return flag or suffix
 
 
-def _home(repo: str) -> Path:
+def home() -> Path:
+    """Where fetched worlds are kept."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_ASSETS_CACHE) / "worldmodel" / repo.replace("/", "--")
+    return Path(constants.HF_ASSETS_CACHE) / "worldmodel"
+
+
+def _home(repo: str) -> Path:
+    return home() / repo.replace("/", "--")
 
 
 def _remember(plan: Plan) -> None:
@@ -149,26 +155,41 @@ def _resolve(repo: str, revision: str | None, offline: bool) -> Path | Plan:
     return plan
 
 
-def _ask(repo: str, revision: str) -> Plan:
-    """The hub's description of a revision. Raises HubError if it is no world, and what the client raises."""
+@dataclass(frozen=True)
+class Listing:
+    """The hub's description of a revision: the commit, the licence in the card, and the files by name."""
+
+    commit: str
+    licence: str
+    files: dict[str, RemoteFile]
+
+
+def listing(repo: str, revision: str) -> Listing:
+    """Ask the hub. Raises HubError for an answer that makes no sense, and what the client raises."""
     from huggingface_hub import HfApi, constants
 
     info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     commit = str(info.sha)
     if not re.fullmatch("[0-9a-f]{40}", commit):
         raise HubError(f"the hub's answer about {repo} names no commit: try again later, or check HF_ENDPOINT")
-    files = []
+    files = {}
     for entry in info.siblings or ():
-        name = entry.rfilename
+        digest = str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
+        files[entry.rfilename] = RemoteFile(entry.rfilename, entry.size or 0, digest, entry.lfs is not None)
+    licence = str((info.card_data.get("license") if info.card_data else None) or "not stated")[:80]
+    return Listing(commit, "".join(c if c.isprintable() else " " for c in licence), files)
+
+
+def _ask(repo: str, revision: str) -> Plan:
+    """What a world of the hub consists of. Raises HubError if it is no world, and what the client raises."""
+    found, files = listing(repo, revision), []
+    for name, file in sorted(found.files.items()):
         if any(part.startswith(".") for part in name.split("/")) or Path(name).suffix not in KINDS:
             continue
         if not is_plain_name(name):
             raise HubError(f"{repo} holds a file with the unsafe name {name[:80]!r}: choose another world, and tell its owner")
-        digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
-        files.append(RemoteFile(name, entry.size or 0, str(digest), entry.lfs is not None))
+        files.append(file)
     lacking = sorted({*NEEDED, SUMS} - {file.name for file in files})
     if lacking:
         raise HubError(f"{repo} at {revision} is not a world, it has no {lacking[0]}: check the name, or --revision")
-    licence = str((info.card_data.get("license") if info.card_data else None) or "not stated")[:80]
-    printable = "".join(c if c.isprintable() else " " for c in licence)
-    return Plan(repo, revision, commit, printable, tuple(sorted(files, key=lambda f: f.name)), _home(repo) / commit)
+    return Plan(repo, revision, found.commit, found.licence, tuple(files), _home(repo) / found.commit)

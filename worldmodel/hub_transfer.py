@@ -64,7 +64,7 @@ class Plan:
     @property
     def free(self) -> int:
         """Bytes free on the disk of the target."""
-        return shutil.disk_usage(next(p for p in self.folder.parents if p.exists())).free
+        return free_space(self.folder.parent)
 
     def here(self) -> int:
         """Bytes that an earlier, broken-off download has left."""
@@ -88,8 +88,15 @@ class Plan:
         return {**plain, "files": files, "bytes": self.total, "bytes_here": self.here(), "folder": str(self.folder)}
 
 
+def free_space(folder: Path) -> int:
+    """Bytes free on the disk where `folder` is or will be."""
+    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+
+
 def megabytes(count: int) -> str:
     """A size for people."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
@@ -115,9 +122,9 @@ def download(plan: Plan) -> None:
         if (plan.folder / "config.json").is_file():  # somebody else was faster
             return
         plan.part.mkdir(exist_ok=True)
-        with _tuned_client(), _Meter(plan.total) as meter:
+        with tuned_client(), Meter(plan.total) as meter:
             for file in plan.files:
-                _fetch(plan, file, meter)
+                fetch_file(plan.repo, plan.commit, file, plan.part / file.name, meter)
         try:
             verify(plan.part)
         except CheckpointError as error:
@@ -128,19 +135,22 @@ def download(plan: Plan) -> None:
         plan.part.rename(plan.folder)
 
 
-def _fetch(plan: Plan, file: RemoteFile, meter: _Meter) -> None:
-    """One file: goes on behind what is here, and gets its name only if its hash is the hub's."""
+def fetch_file(repo: str, commit: str, file: RemoteFile, target: Path, meter: Meter) -> None:
+    """One file to `target`: goes on behind what is here, and gets its name only if its hash is the hub's.
+
+    Within `tuned_client`. Raises HubError (damaged on the way) and whatever the hub's client raises.
+    """
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    target, arriving = plan.part / file.name, partial(plan.part / file.name)
+    arriving = partial(target)
     if not file.matches(target):
         target.unlink(missing_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         if arriving.is_file() and arriving.stat().st_size > file.size:
             arriving.unlink()
-        url = hf_hub_url(plan.repo, file.name, revision=plan.commit, endpoint=constants.ENDPOINT)
+        url = hf_hub_url(repo, file.name, revision=commit, endpoint=constants.ENDPOINT)
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # a range of a compressed stream is of no use
         with arriving.open("ab") as out:
             watched, here = cast(BinaryIO, _Watched(out, meter)), out.tell()
@@ -149,13 +159,13 @@ def _fetch(plan: Plan, file: RemoteFile, meter: _Meter) -> None:
             os.fsync(out.fileno())
         if not file.matches(arriving):
             arriving.unlink()
-            raise HubError(f"{file.name} of {plan.repo} arrived damaged, its hash is not the hub's: run the same command again")
+            raise HubError(f"{file.name} of {repo} arrived damaged, its hash is not the hub's: run the same command again")
         arriving.rename(target)
     meter.finish(file.size)
 
 
 @contextmanager
-def _tuned_client() -> Iterator[None]:
+def tuned_client() -> Iterator[None]:
     """The client writes small blocks (of its 10 MB ones all would be lost in a break) and leaves the screen to our one line."""
     from huggingface_hub import constants
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
@@ -177,7 +187,7 @@ def _tuned_client() -> Iterator[None]:
 class _Watched:
     """A file that tells the meter how far it is; the few methods that the client uses."""
 
-    def __init__(self, file: IO[bytes], meter: _Meter) -> None:
+    def __init__(self, file: IO[bytes], meter: Meter) -> None:
         self._file, self._meter = file, meter
         self.tell, self.seek, self.truncate = file.tell, file.seek, file.truncate
 
@@ -187,14 +197,14 @@ class _Watched:
         return count
 
 
-class _Meter:
+class Meter:
     """One line on a terminal's stderr: share, bytes, speed. Silent where nobody looks."""
 
     def __init__(self, total: int) -> None:
         self._total, self._before, self._shown, self._began = max(total, 1), 0, 0.0, time.monotonic()
         self._first: int | None = None
 
-    def __enter__(self) -> _Meter:
+    def __enter__(self) -> Meter:
         return self
 
     def __exit__(self, *_: object) -> None:

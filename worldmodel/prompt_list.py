@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from worldmodel.errors import CheckpointError, ConfigError
@@ -10,26 +11,44 @@ from worldmodel.errors import CheckpointError, ConfigError
 FOLDER = "prompts"
 
 
-def texts(folder: Path) -> list[str]:
-    """The text of every prompt, in order; empty for a world without prompts. Raises CheckpointError for a damaged file."""
+@dataclass(frozen=True)
+class Entry:
+    """A prompt of a folder. encoder: id of the text encoder that made its embedding ("" = unknown). file: of the embedding."""
+
+    text: str
+    encoder: str
+    file: Path
+
+
+def entries(folder: Path) -> list[Entry]:
+    """Every prompt, in order; empty for a world without prompts. Raises CheckpointError for a damaged file."""
     found = []
     for path in sorted((folder / FOLDER).glob("[0-9]*.json")):
         try:
-            found.append(str(json.loads(path.read_text(encoding="utf-8"))["text"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            found.append(Entry(str(said["text"]), str(said.get("encoder") or ""), path.with_suffix(".safetensors")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} does not say the prompt's text ({error}): make it again") from error
     return found
 
 
+def find(folder: Path, wanted: str) -> int | None:
+    """Which starting place a prompt is, asked for by its text or number; None if it is not there."""
+    for i, entry in enumerate(entries(folder)):
+        if wanted in (entry.text, str(i)):
+            return i
+    return None
+
+
 def number(folder: Path, wanted: str) -> int:
-    """Which starting place a prompt is, asked for by its text or number. Raises ConfigError if it is not there."""
-    known = texts(folder)
+    """As `find`, but raises ConfigError if it is not there."""
+    known = entries(folder)
     if not known:
         raise ConfigError(f"the world {folder.name!r} takes no prompt: choose a starting place with --spawn")
-    for i, text in enumerate(known):
-        if wanted in (text, str(i)):
-            return i
-    listed = "; ".join(f"{i}: {text[:50]}" for i, text in enumerate(known))
+    found = find(folder, wanted)
+    if found is not None:
+        return found
+    listed = "; ".join(f"{i}: {entry.text[:50]}" for i, entry in enumerate(known))
     raise ConfigError(
         f"the world {folder.name!r} holds no embedding of the prompt {wanted[:60]!r}: give one of these ({listed}), or add yours "
         "with python -m worldmodel.checkpoint prompt (it needs the text encoder)"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worldmodel import compiled, runtime
 from worldmodel.action import NOOP, Action
-from worldmodel.checkpoint import LoadedWorld, load_world
+from worldmodel.checkpoint import LoadedWorld, Spawn, load_world
 from worldmodel.config import MOST_STEPS, WorldConfig, find_world
 from worldmodel.diffusion import euler_sigmas, sample
 from worldmodel.errors import ConfigError
@@ -43,12 +43,14 @@ def open_session(
     compile: str = "off",
     threads: int | str = "auto",
     dtype: torch.dtype | None = None,
+    image: np.ndarray | None = None,
 ) -> WorldSession:
     """Load a world folder or bundled world and place it on a device.
 
     steps: denoising steps a frame, None = the world's default. compile: ``off``, ``on`` (ready when this returns) or ``auto`` (the
     caller starts it with `WorldSession.start_compile`). threads: CPU threads, ``auto`` (measured) or ``spare``
-    (measured, but a core is left to the window and the build). Raises WorldModelErrors.
+    (measured, but a core is left to the window and the build). image: uint8 (H,W,3), the one starting place instead of the
+    world's: it has stood still for as long as the world remembers. Raises WorldModelErrors.
     """
     folder = find_world(world)
     if WorldConfig.load(folder).family != "worldmodel":
@@ -59,6 +61,8 @@ def open_session(
             f"this client plays worlds of one picture a latent, but {loaded.config.name!r} makes "
             f"{loaded.config.frames_per_latent}: train it with a codec of single frames"
         )
+    if image is not None:
+        loaded = replace(loaded, spawns=(still(image, loaded.config),))
     place, reason = runtime.pick_device(device)
     session = WorldSession(loaded, folder, place, dtype or runtime.pick_dtype(place), steps, threads)
     session.device_note = reason
@@ -67,6 +71,14 @@ def open_session(
         session.wait_for_compile()
         session.adopt_compiled(always=True)
     return session
+
+
+def still(image: np.ndarray, config: WorldConfig) -> Spawn:
+    """A starting place of one picture, uint8 (H,W,3), that nobody has acted in. Raises ConfigError for a wrong picture."""
+    if image.shape != (config.height, config.width, 3) or image.dtype != np.uint8:
+        raise ConfigError(f"{config.name!r} begins with a uint8 picture of {config.width}x{config.height}, got {image.shape}")
+    frames = config.sampler.window
+    return Spawn(np.repeat(image[None], frames, axis=0), np.repeat(config.actions.encode(NOOP)[None], frames, axis=0))
 
 
 class WorldSession:

@@ -9,7 +9,7 @@ Shapes: B = 1, T latents of a chunk, C H W latent, F pictures.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,8 +93,12 @@ class VideoSession:
         dtype: torch.dtype,
         steps: int | None = None,
         weights_hash: str = "",
+        start: Tensor | None = None,
     ) -> None:
-        """prompts: embeddings (L, text_dim), one a starting place. steps: denoising steps a chunk (None: the world's own)."""
+        """prompts: embeddings (L, text_dim), one a starting place. steps: denoising steps a chunk (None: the world's own).
+
+        start: the clean first latent (1,1,C,H,W) of every rollout, in frame-wise worlds; None: it is dreamed.
+        """
         sampler = config.sampler
         self.config, self.name, self.fps, self.weights_hash = config, config.name, config.fps, weights_hash
         self.size, self.actions = (config.height, config.width), config.actions
@@ -112,6 +116,8 @@ class VideoSession:
         self._pending: tuple[Tensor, Tensor | None] | None = None
         self._commit_ms, self.seed, self.index, self._pose = 0.0, 0, 0, np.eye(4)
         self._prompts, self.spawns = list(prompts), len(prompts)
+        self._start = None if start is None else start.to(device, dtype)
+        self.book: Callable[[str], Tensor] | None = None
         self.frame = self.reset()
 
     @property
@@ -127,25 +133,56 @@ class VideoSession:
         """Whether actions move anything; without a camera only the prompt does."""
         return self.model.cfg.camera
 
-    @torch.inference_mode()
-    def set_prompt(self, text: Tensor) -> None:
-        """From the next chunk on dream of `text`, an embedding (L, text_dim); what has been dreamed stays in the cache."""
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether `find_prompt` has somewhere to look."""
+        return self.book is not None
+
+    def find_prompt(self, text: str) -> Tensor:
+        """The embedding (L, text_dim) of a text, found or made; may take minutes, and may be called from any thread.
+
+        Raises ConfigError or CheckpointError where that is not possible here.
+        """
+        if self.book is None:
+            raise ConfigError(f"{self.name!r} takes no prompts while it is played: open its folder with worldmodel.load")
+        embedding = self.book(text)
+        self._check_text(embedding)
+        return embedding
+
+    def add_prompt(self, text: Tensor) -> int:
+        """Make an embedding (L, text_dim) the last of the starting places and dream of it from the next chunk on; its number."""
+        self.set_prompt(text)
+        self._prompts.append(text)
+        self.spawns = len(self._prompts)
+        return self.spawns - 1
+
+    def _check_text(self, text: Tensor) -> None:
         if text.ndim != 2 or text.shape[1] != self.model.cfg.text_dim or not 1 <= len(text) <= self.model.cfg.text_len:
             wanted = f"(1 to {self.model.cfg.text_len}, {self.model.cfg.text_dim})"
             raise ConfigError(f"a prompt embedding of this world has the shape {wanted}, got {tuple(text.shape)}")
+
+    @torch.inference_mode()
+    def set_prompt(self, text: Tensor) -> None:
+        """From the next chunk on dream of `text`, an embedding (L, text_dim); what has been dreamed stays in the cache."""
+        self._check_text(text)
         self._text = self.model.text_states(text.to(self._device, self._dtype)[None])
 
     @torch.inference_mode()
     def reset(self, seed: int = 0, spawn: int = 0) -> Frame:
-        """Dream the first chunk of a prompt from noise derived from `seed`. Returns its last picture, index 0."""
+        """Begin a prompt's clip with the start picture, or with a chunk dreamed from noise derived from `seed`.
+
+        Returns the last picture there is then, index 0.
+        """
         self.set_prompt(self._prompts[operator.index(spawn) % self.spawns])
         self.seed, self.index, self._pending, self._pose = operator.index(seed), 0, None, np.eye(4)
         self.cache.reset()
         self.stream.reset()
-        motion = camera_motion(NOOP, 1)
-        self.frame = self._dream(motion, first=True)[-1]
-        self.index = 0
-        self.frame = Frame(self.frame.rgb, 0, self.frame.timing_ms)
+        if self._start is None:
+            begun = self._dream(camera_motion(NOOP, 1), first=True)[-1]
+        else:
+            timing: dict[str, float] = {}
+            begun = self._shown(self._start, self._move(camera_motion(NOOP, 1), first=True), timing)[-1]
+        self.index, self.frame = 0, Frame(begun.rgb, 0, begun.timing_ms)
         return self.frame
 
     @torch.inference_mode()
@@ -209,6 +246,10 @@ class VideoSession:
                 "consistency",
                 lambda i: self._noise("renoise", number, i),
             )
+        return self._shown(clean, views, timing)
+
+    def _shown(self, clean: Tensor, views: Tensor | None, timing: dict[str, float]) -> tuple[Frame, ...]:
+        """Pictures of a finished chunk, which waits to be committed."""
         with runtime.stopwatch(timing, "decode", self._device):
             pictures = to_uint8(self.stream.decode(clean)[0]).cpu().numpy()
         self._pending = (clean, views)

@@ -1,7 +1,8 @@
 """Folders of video worlds (the Wan 2.1 family) <-> live objects: as other world folders, but with prompts for starting places.
 
 config.json, model.safetensors, codec.safetensors (the decoder), prompts/NNN.safetensors (an embedding, its text beside it),
-README.md and SHA256SUMS. Weights stay mapped in their own type until they are placed on a device. Shapes: L tokens, D text width.
+README.md and SHA256SUMS; encoder.safetensors where a picture can be the start. Weights stay mapped in their own type until they
+are placed on a device. Shapes: L tokens, D text width, H W picture, C h w latent.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,22 +21,27 @@ from worldmodel import prompt_list, runtime
 from worldmodel.checkpoint import check_state, read_tensors, written_whole
 from worldmodel.config import CodecConfig, WorldConfig
 from worldmodel.errors import CheckpointError, ConfigError
+from worldmodel.models.codec import to_float
 from worldmodel.models.dit import DiT
-from worldmodel.models.video import StreamNet
+from worldmodel.models.video import StreamNet, VideoEncoder
 from worldmodel.models.wan.tiny_decoder import TinyDecoder
-from worldmodel.models.wan.vae import WanDecoder
+from worldmodel.models.wan.vae import WanDecoder, WanEncoder
+from worldmodel.prompt_book import PromptBook
 from worldmodel.sums import verify as verify_sums
 from worldmodel.sums import weights_id
 from worldmodel.tensor_files import Facts, write_tensors
 from worldmodel.video_session import VideoSession
 
+ENCODER = "encoder.safetensors"
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """A starting place: its text, and what the text encoder made of it, (L,D)."""
+    """A starting place: its text, and what the text encoder made of it, (L,D). encoder: the text encoder's id, "" if unknown."""
 
     text: str
     embedding: Tensor
+    encoder: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,10 +88,7 @@ def load_video(folder: Path, verify: bool = True) -> LoadedVideo:
         model, decoder = DiT(config.model), decoder_of(config.codec)
     _assigned(model, read_tensors(folder / "model.safetensors"), "model.safetensors")
     _assigned(decoder, read_tensors(folder / "codec.safetensors"), "codec.safetensors")
-    files, texts = sorted((folder / prompt_list.FOLDER).glob("[0-9]*.safetensors")), prompt_list.texts(folder)
-    if len(files) != len(texts):
-        raise CheckpointError(f"{folder} has {len(files)} prompt embeddings and {len(texts)} texts: convert the world again")
-    prompts = tuple(_read_prompt(path, text, config) for path, text in zip(files, texts, strict=True))
+    prompts = tuple(_read_prompt(entry, config) for entry in prompt_list.entries(folder))
     if not prompts:
         raise CheckpointError(f"{folder} has no prompts/NNN.safetensors: there is no place to start, convert the world again")
     return LoadedVideo(config, model, decoder, prompts, weights_id(folder, hashes))
@@ -96,11 +100,12 @@ def open_video(
     steps: int | None = None,
     threads: int | str = "auto",
     dtype: torch.dtype | None = None,
+    image: np.ndarray | None = None,
 ) -> VideoSession:
     """Load a video world and place it on a device.
 
     steps: denoising steps a chunk (None: the world's own). threads: CPU threads; ``auto`` is all cores, ``spare`` all but one.
-    Raises WorldModelErrors.
+    image: uint8 (H,W,3), the first picture of every start. Raises WorldModelErrors.
     """
     loaded = load_video(folder)
     place, reason = runtime.pick_device(device)
@@ -109,17 +114,44 @@ def open_video(
         runtime.set_threads(max(1, spared) if isinstance(threads, str) else threads)
     prompts = [p.embedding for p in loaded.prompts]
     kind = dtype or runtime.pick_dtype(place)
-    session = VideoSession(loaded.config, loaded.model, loaded.decoder, prompts, place, kind, steps, loaded.weights_hash)
+    start = None if image is None else encode_picture(folder, loaded.config, image, place)
+    session = VideoSession(loaded.config, loaded.model, loaded.decoder, prompts, place, kind, steps, loaded.weights_hash, start)
     session.device_note = reason
+    session.book = PromptBook({p.text: p.embedding for p in loaded.prompts}, loaded.prompts[0].encoder)
     return session
 
 
-def _read_prompt(path: Path, text: str, config: WorldConfig) -> Prompt:
-    embedding = read_tensors(path).get("embedding")
+@torch.inference_mode()
+def encode_picture(folder: Path, config: WorldConfig, image: np.ndarray, device: torch.device) -> Tensor:
+    """A picture, uint8 (H,W,3), as the first latent of a clip, (1,1,C,h,w). The encoder is let go afterwards.
+
+    Raises ConfigError for a world that cannot begin with a picture, CheckpointError for a damaged encoder.
+    """
+    if config.sampler.chunk > 1:
+        raise ConfigError(
+            f"{config.name!r} dreams {config.sampler.chunk} latents at once and a picture is one: leave out --image, "
+            "or take a frame-wise world such as wan-causal-forcing-2step"
+        )
+    path = Path(folder) / ENCODER
+    if not path.is_file():
+        raise ConfigError(f"{config.name!r} has no {ENCODER}, so it takes no --image: make it again with --encoder Wan2.1_VAE.pth")
+    if image.shape != (config.height, config.width, 3) or image.dtype != np.uint8:
+        raise ConfigError(f"{config.name!r} begins with a uint8 picture of {config.width}x{config.height}, got {image.shape}")
+    state = read_tensors(path)
+    with torch.device("meta"):
+        net = WanEncoder(len(state.get("layers.0.bias", ())))
+    _assigned(net, state, ENCODER)
+    rgb = to_float(image[None]).to(device)[None]
+    return VideoEncoder(net.to(device, torch.float32).eval()).encode(rgb)
+
+
+def _read_prompt(entry: prompt_list.Entry, config: WorldConfig) -> Prompt:
+    embedding = read_tensors(entry.file).get("embedding")
     if embedding is None:
-        raise CheckpointError(f"{path} holds no prompt embedding: make it again")
-    check_prompt(Prompt(text, embedding), config)
-    return Prompt(text, embedding)
+        raise CheckpointError(f"{entry.file} holds no prompt embedding: make it again")
+    prompt = Prompt(entry.text, embedding, entry.encoder)
+    check_prompt(prompt, config)
+    return prompt
 
 
 def check_prompt(prompt: Prompt, config: WorldConfig) -> None:
@@ -133,17 +165,27 @@ def check_prompt(prompt: Prompt, config: WorldConfig) -> None:
 
 
 def write_prompt(folder: Path, number: int, prompt: Prompt) -> None:
-    """Write ``prompts/NNN`` of a folder in the making."""
+    """Write ``prompts/NNN`` of a world's folder: the text comes last and whole, and without it the embedding does not count."""
     path = folder / prompt_list.FOLDER / f"{number:03d}.safetensors"
     embedding = prompt.embedding.detach().cpu().contiguous()
     write_tensors(path, {"embedding": Facts(embedding.dtype, tuple(embedding.shape))}, iter([("embedding", embedding)]), {})
-    path.with_suffix(".json").write_text(json.dumps({"text": prompt.text}) + "\n", encoding="utf-8")
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps({"text": prompt.text, "encoder": prompt.encoder}) + "\n", encoding="utf-8")
+    fresh.replace(path.with_suffix(".json"))
 
 
 def export_video(
-    folder: Path, config: WorldConfig, model: Path, codec_state: Mapping[str, Tensor], prompts: Sequence[Prompt], card: str
+    folder: Path,
+    config: WorldConfig,
+    model: Path,
+    codec_state: Mapping[str, Tensor],
+    prompts: Sequence[Prompt],
+    card: str,
+    encoder_state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a video world, whole or not at all. model: a .safetensors file in our layout, which is moved into the folder.
+
+    encoder_state: of a `WanEncoder`, for worlds that can begin with a picture.
 
     Raises CheckpointError if there is no prompt or the disk refuses.
     """
@@ -151,14 +193,18 @@ def export_video(
         raise CheckpointError("a video world needs at least one prompt embedding")
     for prompt in prompts:
         check_prompt(prompt, config)
-    values = {name: tensor.detach().cpu().contiguous() for name, tensor in codec_state.items()}
     with written_whole(folder) as fresh:
         (fresh / prompt_list.FOLDER).mkdir()
         (fresh / "config.json").write_text(config.to_json(), encoding="utf-8")
         (fresh / "README.md").write_text(card, encoding="utf-8")
         shutil.move(model, fresh / "model.safetensors")
-        write_tensors(
-            fresh / "codec.safetensors", {n: Facts(t.dtype, tuple(t.shape)) for n, t in values.items()}, iter(values.items()), {}
-        )
+        _write_state(fresh / "codec.safetensors", codec_state)
+        if encoder_state is not None:
+            _write_state(fresh / ENCODER, encoder_state)
         for number, prompt in enumerate(prompts):
             write_prompt(fresh, number, prompt)
+
+
+def _write_state(path: Path, state: Mapping[str, Tensor]) -> None:
+    values = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_tensors(path, {n: Facts(t.dtype, tuple(t.shape)) for n, t in values.items()}, iter(values.items()), {})

@@ -63,10 +63,11 @@ def _windowed(factory: Factory, preview: Preview, settings: Settings) -> int:
             if thread.ident is not None:
                 thread.join(PATIENCE if loop.run.generator.playing else 0.2)
     stuck = thread.is_alive()
+    encoding = loop.shell.change.busy
     if stuck and loop.run.generator.journal is not None:
         loop.run.generator.journal.close()
     code = loop.run.finish()
-    if stuck:  # still inside an import or a step: a normal exit would wait for it or crash in it
+    if stuck or encoding:  # still inside an import, a step or the text encoder: a normal exit would wait for it or crash in it
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

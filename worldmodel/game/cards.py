@@ -88,8 +88,16 @@ def _world_rows(spec: ActionSpec, keymap: Keymap) -> list[tuple[list[str], str]]
     return rows
 
 
-def draw_keys_card(screen: pygame.Surface, spec: ActionSpec | None, keymap: Keymap | None, hint: str, lift: float = 0.0) -> None:
-    """All keys, in two columns: the world's and the window's. hint: last line. lift: units to stay above the stage bar.
+def draw_keys_card(
+    screen: pygame.Surface,
+    spec: ActionSpec | None,
+    keymap: Keymap | None,
+    hint: str,
+    lift: float = 0.0,
+    more: Sequence[tuple[str, str]] = (),
+) -> None:
+    """All keys, in two columns: the world's and the window's, `more` of them last. hint: last line. lift: units to stay above the
+    stage bar.
 
     In a small window the card is shrunk; where nobody could read it any more, it says what to do instead, or is left out while
     the world is loaded.
@@ -97,7 +105,7 @@ def draw_keys_card(screen: pygame.Surface, spec: ActionSpec | None, keymap: Keym
     u = theme.unit(screen.get_size())
     margin = round(0.6 * u)
     room = pygame.Rect(margin, margin, screen.get_width() - 2 * margin, screen.get_height() - round(lift * u) - 2 * margin)
-    card = _keys_card(spec, keymap, hint, u)
+    card = _keys_card(spec, keymap, hint, u, more)
     factor = min(1.0, room.width / card.get_width(), room.height / card.get_height())
     if factor < LEGIBLE:
         if lift:
@@ -108,10 +116,12 @@ def draw_keys_card(screen: pygame.Surface, spec: ActionSpec | None, keymap: Keym
     screen.blit(card, card.get_rect(center=room.center))
 
 
-def _keys_card(spec: ActionSpec | None, keymap: Keymap | None, hint: str, u: float) -> pygame.Surface:
+def _keys_card(
+    spec: ActionSpec | None, keymap: Keymap | None, hint: str, u: float, more: Sequence[tuple[str, str]]
+) -> pygame.Surface:
     world = _world_rows(spec, keymap) if spec and keymap else []
     columns: list[tuple[str, list[tuple[list[str], str]]]] = [("In the world", world)] if world else []
-    columns.append(("The window", [([key], words) for key, words in WINDOW_KEYS]))
+    columns.append(("The window", [([key], words) for key, words in (*WINDOW_KEYS, *more)]))
     faces = [(_column(title, rows, u)) for title, rows in columns]
     note = theme.text(hint, round(0.95 * u), ACCENT, bold=True, shadow=False)
     pad, gap = round(1.8 * u), round(3 * u)
@@ -155,6 +165,20 @@ def _column(title: str, rows: Sequence[tuple[Sequence[str], str]], u: float) -> 
             x += key.get_width() + round(0.35 * u)
         out.blit(face, (lead, y + (cap - face.get_height()) // 2))
     return out
+
+
+def draw_prompt(screen: pygame.Surface, typed: str) -> None:
+    """The line in which a prompt is typed; of a long one its end is shown."""
+    u = theme.unit(screen.get_size())
+    width, pad = screen.get_width() - round(4 * u), round(1.2 * u)
+    rect = pygame.Rect(round(2 * u), screen.get_height() - round(8 * u), width, round(6 * u))
+    screen.blit(theme.panel(rect.size, round(0.9 * u), alpha=215), rect)
+    head = theme.text("What shall it dream of?   Enter  apply    Esc  cancel", round(0.9 * u), MUTED, bold=True, shadow=False)
+    screen.blit(head, (rect.x + pad, rect.y + round(0.9 * u)))
+    face = theme.text(typed[-200:] + "|", round(1.15 * u), PAPER, shadow=False)
+    room = rect.width - 2 * pad
+    part = pygame.Rect(max(0, face.get_width() - room), 0, room, face.get_height())
+    screen.blit(face, (rect.x + pad, rect.y + round(3.1 * u)), part)
 
 
 def menu_rects(size: tuple[int, int], count: int) -> list[pygame.Rect]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from worldmodel.action import NOOP
-from worldmodel.errors import DeviceError
+from worldmodel.errors import DataError, DeviceError
 from worldmodel.game.input import Snapshot
 from worldmodel.game.journal import Journal
 from worldmodel.game.replay import Replay, picture_hash
@@ -86,6 +86,7 @@ class Generator:
         self._durations: deque[float] = deque(maxlen=32)
         self._box: deque[Shown] = deque()
         self.opened: Callable[[World], tuple[Journal, Driver]] | None = None
+        self._found: dict[str, Any] = {}  # of a replay: what its prompts become
 
     # --- for the window -------------------------------------------------------------------------------------------------------
     def take(self, now: float) -> Shown | None:
@@ -127,6 +128,16 @@ class Generator:
             assert self.world is not None
             more = self.world.spawns > 1
             self._reset(self.seed if more else self.seed + 1, self.spawn + 1 if more else self.spawn)
+
+        self.command(job)
+
+    def change_prompt(self, text: str, found: Any) -> None:
+        """Dream of `text` from the next step on; it becomes the place that a reset goes to. found: of the world's `find_prompt`."""
+
+        def job() -> None:
+            world: Any = self.world
+            self.spawn = world.add_prompt(found)
+            self.note("prompt", text=text)
 
         self.command(job)
 
@@ -175,6 +186,7 @@ class Generator:
                 if op.action is not None:
                     self.world.actions.clean(op.action)
             self.replay.check_world(getattr(self.world, "weights_hash", ""), getattr(self.world, "steps", 0))
+            self._found = self._find_prompts(self.replay)
         wants = self.replay.header["engine"] if self.replay else ""
         if (self.plan.compile == "on" and self.replay is None) or wants == "compiled":
             self._compile_now()
@@ -183,6 +195,14 @@ class Generator:
         if self.opened is not None:
             self.journal, self.driver = self.opened(self.world)
         self._report("warm", 0.5)
+
+    def _find_prompts(self, replay: Replay) -> dict[str, Any]:
+        """What a replay's prompts become, by text, before it begins. Raises DataError for a world that takes none."""
+        world: Any = self.world
+        texts = {op.text for op in replay.ops if op.kind == "prompt"}
+        if texts and not getattr(world, "takes_prompts", False):
+            raise DataError(f"{replay.path} changes the prompt, but this world takes none: replay it with the world that made it")
+        return {text: world.find_prompt(text) for text in texts}
 
     def _report(self, stage: str, share: float) -> None:
         self.stage = (stage, share)
@@ -210,6 +230,10 @@ class Generator:
                 sha = picture_hash([shown.rgb])
             elif op.kind == "engine":
                 self._compile_now()
+                continue
+            elif op.kind == "prompt":
+                world: Any = self.world
+                self.spawn = world.add_prompt(self._found[op.text])
                 continue
             else:
                 while not self._stop and not self._turn():

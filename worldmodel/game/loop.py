@@ -90,7 +90,7 @@ class WindowLoop:
 
     def _alive(self) -> bool:
         """Whether something on the screen moves without new pictures."""
-        return not self.run.generator.playing or bool(self.shell.toasts)
+        return not self.run.generator.playing or bool(self.shell.toasts) or self.shell.change.busy
 
     def _present(self, shown: Shown | None) -> None:
         if self.window is None or self._view is None:
@@ -109,6 +109,8 @@ class WindowLoop:
             shell.done = True
         elif kind == pygame.KEYDOWN:
             shell.key_down(code_of(event), now)
+        elif kind == pygame.TEXTINPUT:
+            shell.typed(event.text)
         elif kind == pygame.KEYUP:
             shell.release(code_of(event), now)
         elif kind == pygame.MOUSEMOTION:

@@ -115,7 +115,8 @@ class Run:
         settings, header = self.settings, self.header(world)
         writer = episodes = None
         if settings.replay_out is not None and settings.replay is None:
-            writer = ReplayWriter(replay_path(settings.replay_out, world.name), header)
+            image = {"image": self.preview.image} if self.preview.image else {}
+            writer = ReplayWriter(replay_path(settings.replay_out, world.name), {**header, **image})
         if settings.episodes is not None:
             meta = {"recorded_by": "play", "source": self.preview.source}
             episodes = EpisodeRecording(settings.episodes, world.name, world.actions, world.fps, meta)

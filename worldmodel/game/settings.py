@@ -13,7 +13,8 @@ class Preview:
     """The world as the window shows it while it loads.
 
     name: short name. source: what opens it again (name, folder, ``real:NAME``). picture: image file of its first place, or None.
-    spec: its actions if known yet. size: (H, W). demo: a file of actions that is played when nobody presses a key.
+    spec: its actions if known yet. size: (H, W). demo: a file of actions that is played when nobody presses a key. image: a picture
+    to start with instead of the world's own, as text, kept in replays.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Preview:
     spec: ActionSpec | None = None
     size: tuple[int, int] = (80, 128)
     demo: Path | None = None
+    image: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,22 @@ import time
 from worldmodel.errors import WorldModelError
 from worldmodel.game import hud
 from worldmodel.game.cards import Choice
+from worldmodel.game.prompting import PromptChange, PromptLine, takes_prompts
 from worldmodel.game.replay import replay_path
 from worldmodel.game.run import Run
 from worldmodel.game.window import Window
 
 TOAST_SECONDS = 3.5
+PROMPT_KEY = "KeyT"  # of the window only in worlds that take prompts
 DEMO_AFTER = 8.0  # s without any input, only before the first one
 
 
 class Shell:
     """State of everything on top of the picture.
 
-    screen: ``play``, ``menu``, ``step`` (paused, menu hidden) or ``help``. level: of the numbers. overlay: show pressed keys.
-    selected: line of the menu. touched: a person has played. started: when play began. dirty: must be drawn again.
+    screen: ``play``, ``menu``, ``step`` (paused, menu hidden), ``prompt`` (one is typed into `line`) or ``help``. level: of the
+    numbers. overlay: show pressed keys. selected: line of the menu. touched: a person has played. started: when play began. dirty:
+    must be drawn again. change: the prompt that is being prepared.
 
     A world that brings a demo is a dream, and dreams fade while nobody plays: it stands still until the first input or the demo.
     """
@@ -38,6 +41,7 @@ class Shell:
         self.started: float | None = None
         self.toasts: list[tuple[str, float]] = []
         self._engine, self._told = "", False
+        self.line, self.change = PromptLine(), PromptChange(run.generator, self.toast)
         self._held, self._demo = False, False  # the world stands still; the demo plays
         if run.preview.demo is not None and self._unasked():
             self._hold(True)
@@ -45,7 +49,9 @@ class Shell:
     def key_down(self, code: str, now: float) -> None:
         """A key of the keyboard went down: the window's keys first, then the world's."""
         self.dirty = True
-        if code == "F11" and self.window:
+        if self.screen == "prompt":
+            self._prompt_key(code)
+        elif code == "F11" and self.window:
             self.window.toggle_fullscreen()
         elif code == "F2":
             self.level = hud.LEVELS[(hud.LEVELS.index(self.level) + 1) % len(hud.LEVELS)]
@@ -73,6 +79,8 @@ class Shell:
             self._toggle_video()
         elif code == "F8":
             self._next_place()
+        elif code == PROMPT_KEY and takes_prompts(self.run.generator):
+            self._open_prompt()
         elif code == "Tab":
             self._hand_over()
         elif code in ("Enter", "NumpadEnter") and self.selected is None:
@@ -105,6 +113,7 @@ class Shell:
             Choice("step", "One step", "Period"),
             Choice("restart", "Start again", "Enter"),
             Choice("next", "Next place", "F8"),
+            *([Choice("prompt", "Another prompt", "T")] if takes_prompts(self.run.generator) else []),
             Choice("video", "Stop the video" if recording else "Record a video", "F6"),
             Choice("picture", "Screenshot", "F7"),
             Choice("help", "All keys", "F1"),
@@ -124,7 +133,7 @@ class Shell:
             self.done = True
         else:
             jobs = {"restart": self._restart, "next": self._next_place, "video": self._toggle_video}
-            {**jobs, "picture": self._screenshot, "help": self._open_help}[name]()
+            {**jobs, "picture": self._screenshot, "help": self._open_help, "prompt": self._open_prompt}[name]()
 
     def pause(self) -> None:
         """Let the pointer go, stop the world, show the menu."""
@@ -157,6 +166,32 @@ class Shell:
             self.screen = self._before_help
         else:
             self.resume()
+
+    def _open_prompt(self) -> None:
+        """Stop the world and let a prompt be typed."""
+        self.let_go(time.perf_counter())
+        self.person()
+        self.screen, self.selected, self.line = "prompt", None, PromptLine()
+        self.run.generator.pause(True)
+        if self.window:
+            self.window.typing(True)
+
+    def _prompt_key(self, code: str) -> None:
+        if code == "Backspace":
+            self.line.rub_out()
+        elif code in ("Enter", "NumpadEnter", "Escape"):
+            text = self.line.text.strip()
+            if self.window:
+                self.window.typing(False)
+            self.resume()
+            if text and code != "Escape":
+                self.change.ask(text)
+
+    def typed(self, text: str) -> None:
+        """Characters from the keyboard, as its layout means them."""
+        if self.screen == "prompt":
+            self.line.insert(text)
+            self.dirty = True
 
     def _is_replay(self) -> bool:
         if self.run.generator.replay is not None:

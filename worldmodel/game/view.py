@@ -7,6 +7,7 @@ import time
 import pygame
 
 from worldmodel.game import cards, hud
+from worldmodel.game.prompting import takes_prompts
 from worldmodel.game.settings import Preview
 from worldmodel.game.shell import Shell
 from worldmodel.game.theme import ACCENT, GOOD, PAPER, RED, Color
@@ -40,7 +41,9 @@ class View:
         else:
             screen = window.begin()
             self._draw_play(screen)
-            hud.draw_toasts(screen, toasts, lift=6.5 if shell.overlay else 0.0)
+            if shell.screen == "prompt":
+                cards.draw_prompt(screen, shell.line.text)
+            hud.draw_toasts(screen, toasts, lift=6.5 if shell.overlay else 8.5 if shell.screen == "prompt" else 0.0)
         window.flip()
 
     def _draw_loading(self, screen: pygame.Surface) -> None:
@@ -55,7 +58,8 @@ class View:
     def _draw_card(self, screen: pygame.Surface) -> None:
         shell, world = self._shell, self._run.generator.world
         if shell.screen == "help":
-            cards.draw_keys_card(screen, world.actions if world else None, self._run.keymap, "F1 goes back")
+            more = [("T", "Another prompt")] if takes_prompts(self._run.generator) else []
+            cards.draw_keys_card(screen, world.actions if world else None, self._run.keymap, "F1 goes back", more=more)
         else:
             cards.draw_menu(screen, "Paused", self._place(), shell.choices(), shell.selected)
 
@@ -74,7 +78,7 @@ class View:
         shell, run = self._shell, self._run
         if shell.screen == "step":
             return ".  one more step    Space  play on    Esc  quit"
-        if run.generator.replay or run.settings.agent or run.generator.world is None:
+        if run.generator.replay or run.settings.agent or run.generator.world is None or shell.screen == "prompt":
             return ""
         fresh = shell.started is not None and time.perf_counter() - shell.started < HINT_SECONDS
         by_hand = run.seat is not None and run.seat.mode == "player"
@@ -101,6 +105,8 @@ class View:
             found.append(("demo, press any key to play", ACCENT))
         if generator.journal is not None and generator.journal.video is not None:
             found.append(("recording", RED))
+        if self._shell.change.busy:
+            found.append((f"encoding the prompt{'.' * (1 + int(2 * time.perf_counter()) % 3)}", ACCENT))
         return found
 
     def _held(self) -> frozenset[str]:

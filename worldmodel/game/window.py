@@ -63,6 +63,7 @@ class Window:
         self.grabbed = False
         pygame.display.set_caption(title)
         self._open()
+        self.typing(False)
 
     def _open(self) -> None:
         desktop = pygame.display.get_desktop_sizes()[0]
@@ -97,6 +98,10 @@ class Window:
     def toggle_fullscreen(self) -> None:
         self.fullscreen = not self.fullscreen
         self._open()
+
+    def typing(self, on: bool) -> None:
+        """Whether keys are characters too. Off, so that the key that opens a line of text does not write into it."""
+        (pygame.key.start_text_input if on else pygame.key.stop_text_input)()
 
     def show(self, rgb: np.ndarray) -> None:
         """Take a new picture; `begin` draws it."""

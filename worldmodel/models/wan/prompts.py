@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -25,6 +26,12 @@ from worldmodel.models.wan.text import TextEncoder
 MOST_TOKENS = 512  # the end token included; longer prompts are cut
 FORMAT = "prompt-1"
 _EXTRA = "text prompts need the packages of the extra `wan`: pip install 'worldmodel[wan]'"
+
+
+def need_packages() -> None:
+    """Raise ConfigError where a package that the encoding of prompts needs is missing; imports none of them."""
+    if not all(importlib.util.find_spec(name) for name in ("ftfy", "sentencepiece")):
+        raise ConfigError(_EXTRA)
 
 
 def clean_text(text: str) -> str:
