@@ -18,6 +18,7 @@ from worldmodel.game.agents import RandomAgent, open_agent
 from worldmodel.game.app import play
 from worldmodel.game.replay import read_replay
 from worldmodel.game.settings import Preview, Settings
+from worldmodel.game.stats import Stats
 
 PREVIEW = Preview("box", "box", spec=SPEC)
 HERE = Path(__file__).parent
@@ -52,6 +53,33 @@ def test_pace_is_kept_and_every_frame_is_committed(tmp_path):
     assert time.perf_counter() - began > 24 / 50
     assert 20 < json.loads(stats.read_text())["fps"] < 51.5  # the lower end leaves room for a busy machine
     assert world.commits == 25 and world.closed
+
+
+def test_paced_runs_tell_how_old_input_is_and_how_even_pictures_are(tmp_path):
+    stats = tmp_path / "s.json"
+    assert run(lambda: BoxWorld(0.01), frames=60, agent="random", fps=25.0, stats=stats, replay_out=None) == 0
+    found = json.loads(stats.read_text())
+    age, slot = found["input_age_ms"], 40.0
+    assert found["generate_ms"]["p50"] <= found["action_to_frame_ms"]["p50"] < slot  # just in time, not right after the last
+    assert age["mean"] == pytest.approx(found["action_to_frame_ms"]["p50"] + slot / 2, rel=0.25) and age["p50"] < age["p95"]
+    assert 1.0 <= found["input_age_ratio"] < 1.6  # the upper end leaves room for a busy machine
+    assert 0 <= found["jitter_ms"]["p50"] <= found["jitter_ms"]["p99"] and found["jitter_ms"]["p50"] < 5
+
+
+def test_input_age_is_that_of_inputs_at_any_moment():
+    stats = Stats()
+    stats.generated(0.03, 1, {})
+    stats.shown(1.05, None, (0.96, 1.02))  # read at 1.02, the reading before at 0.96
+    stats.shown(1.10, None)
+    stats.shown(1.16, None)
+    found = stats.summary({})
+    assert found["input_age_ms"]["mean"] == pytest.approx(60) and found["input_age_ratio"] == pytest.approx(1.0)
+    assert 83 < found["input_age_ms"]["p95"] <= 90 and found["jitter_ms"]["p50"] == pytest.approx(5, abs=0.01)
+
+
+def test_a_run_without_a_second_reading_has_no_input_age():
+    found = Stats().summary({})
+    assert found["input_age_ms"] == {"mean": None, "p50": None, "p95": None} and found["input_age_ratio"] is None
 
 
 def test_video_of_a_run_holds_every_picture(tmp_path):

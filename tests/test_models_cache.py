@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.models.kv_cache import KVCache
+from worldmodel.models.kv_cache import FrozenCache, KVCache
 
 TOKENS, LAYERS = 3, 2
 
@@ -135,6 +135,27 @@ def test_with_gradients_the_store_is_left_alone() -> None:
     (keys.sum() + 2 * values.sum()).backward()
     assert k.grad is not None and (k.grad == 1).all() and v.grad is not None and (v.grad == 2).all()
     assert torch.equal(cache.store.nan_to_num(7.0), before.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_a_pass_against_the_frozen_store_sees_and_leaves_what_one_against_the_cache_does(chunk: int) -> None:
+    torch.manual_seed(2)
+    cache, other = make(2 + 2 * chunk, chunk), make(2 + 2 * chunk, chunk)
+    while not cache.full:
+        look(cache, chunk)
+        cache.commit()
+    other.restore(cache.snapshot())
+    frozen, before = FrozenCache(other.store, chunk * TOKENS), other.store.clone()
+    for layer in range(LAYERS):
+        k, v = torch.randn(2, 1, 2, chunk * TOKENS, 4)
+        assert frozen.scratch(layer, chunk * TOKENS) is None
+        for a, b in zip(cache.extend(layer, k, v), frozen.extend(layer, k, v), strict=True):
+            assert torch.equal(a, b)
+    assert torch.equal(other.store.nan_to_num(7.0), before.nan_to_num(7.0))
+    other.write(frozen.fresh())
+    cache.commit()
+    other.commit()
+    assert torch.equal(cache.store, other.store)
 
 
 def test_a_window_too_small_is_refused() -> None:

@@ -24,24 +24,25 @@ from worldmodel.checkpoint import LoadedWorld, load_world
 from worldmodel.errors import DeviceError, WorldModelError
 from worldmodel.models.attention import AttentionContext, Layout
 from worldmodel.models.dit import DiT
-from worldmodel.models.kv_cache import CacheSnapshot, KVCache
+from worldmodel.models.kv_cache import CacheSnapshot, FrozenCache
 
-Pass = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(noisy, sigma, end, actions, cos, sin, cache store) -> velocity; writes the scratch slot of the store. end: see `DiT.denoise`."""
+Pass = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(noisy, sigma, end, actions, cos, sin, cache store) -> velocity, and what `KVCache.write` takes. end: see `DiT.denoise`."""
 
 
 class _PassModule(nn.Module):
-    """`DiT.denoise` against a full cache, with the cache's store as an argument."""
+    """`DiT.denoise` against a full cache, as a function: nothing but its arguments is read, and nothing is written."""
 
-    def __init__(self, model: DiT, cache: KVCache) -> None:
+    def __init__(self, model: DiT, tokens: int) -> None:
         super().__init__()
-        self.model, self.cache = model, cache
+        self.model, self.tokens = model, tokens
 
     def forward(
         self, noisy: Tensor, sigma: Tensor, end: Tensor, actions: Tensor, cos: Tensor, sin: Tensor, store: Tensor
-    ) -> Tensor:
-        self.cache.store = store
-        return self.model.denoise(noisy, sigma, AttentionContext(cos, sin, cache=self.cache), actions, end=end)
+    ) -> tuple[Tensor, Tensor]:
+        past = FrozenCache(store, self.tokens)
+        velocity = self.model.denoise(noisy, sigma, AttentionContext(cos, sin, cache=past), actions, end=end)
+        return velocity, past.fresh()
 
 
 def cache_folder() -> Path:
@@ -54,9 +55,9 @@ def cache_folder() -> Path:
 
 def build_path(world: LoadedWorld, device: torch.device, dtype: torch.dtype, threads: int) -> Path:
     """File of the build for these conditions, existing or not."""
-    source = b"".join(
-        p.read_bytes() for folder in ("models", "kernels") for p in sorted((Path(__file__).parent / folder).glob("*.py"))
-    )
+    here = Path(__file__)
+    files = (p for folder in ("models", "kernels") for p in sorted((here.parent / folder).glob("*.py")))
+    source = b"".join(p.read_bytes() for p in (here, *files))
     chip = torch.cuda.get_device_name() if device.type == "cuda" else runtime.describe_machine()["cpu"]
     facts = (world.weights_hash, world.config.to_json(), str(dtype), device.type, chip, threads, torch.__version__, source)
     return cache_folder() / f"{world.config.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.pt2"
@@ -155,7 +156,7 @@ def build(world: LoadedWorld, path: Path, device: torch.device, dtype: torch.dty
         warnings.simplefilter("ignore")
         ctx = model.context(noisy.shape, device, Layout.bidirectional(), cache=cache)
         arguments = (noisy, sigma, torch.zeros_like(sigma), actions, ctx.cos, ctx.sin, cache.store)
-        program = torch.export.export(_PassModule(model, cache), arguments, strict=False)
+        program = torch.export.export(_PassModule(model, sampler.chunk * cache.tokens), arguments, strict=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.stem}.{os.getpid()}.tmp.pt2")
         torch._inductor.aoti_compile_and_package(

@@ -277,7 +277,10 @@ class WorldSession:
         ctx = self.model.context(noisy.shape, self._device, Layout.bidirectional(), cache=self.cache)
         if self.engine == "compiled" and self.cache.full:
             assert self._compiler.ready is not None
-            return self._compiler.ready(noisy, self._sigma[sigma], self._sigma[end], actions, ctx.cos, ctx.sin, self.cache.store)
+            levels = self._sigma[sigma], self._sigma[end]
+            velocity, fresh = self._compiler.ready(noisy, *levels, actions, ctx.cos, ctx.sin, self.cache.store)
+            self.cache.write(fresh)
+            return velocity
         return self.model.denoise(noisy, self._sigma[sigma], ctx, actions, end=self._sigma[end])
 
     def _commit(self, clean: Tensor, actions: Tensor) -> None:

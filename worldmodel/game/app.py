@@ -28,16 +28,14 @@ def play(factory: Factory, preview: Preview, settings: Settings) -> int:
 def _headless(factory: Factory, preview: Preview, settings: Settings) -> int:
     run = Run(factory, preview, settings)
     generator, progress = run.generator, Progress()
-    known = 0  # pictures so far
 
     def ready() -> None:
-        nonlocal known
-        shown = generator.take(float("inf"))
-        if shown is not None and not shown.first and shown.event is not None:
-            now = time.perf_counter()
-            run.stats.shown(now, now - shown.event, shown.index - known)
-            known = shown.index
-            progress(generator.frame, generator.plan.frames, run.stats.fps(recent=True))
+        """Nobody looks: every picture counts as shown when it is due."""
+        while (due := generator.next_due()) is not None:
+            shown = generator.take(due)
+            if shown is not None and not shown.first:
+                run.stats.shown(shown.due, shown.event, shown.span)
+        progress(generator.frame, generator.plan.frames, run.stats.fps(recent=True))
 
     generator.notify = ready
     with Signals(run):

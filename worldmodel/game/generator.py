@@ -19,13 +19,13 @@ from worldmodel.action import NOOP
 from worldmodel.errors import DataError, DeviceError
 from worldmodel.game.input import Snapshot
 from worldmodel.game.journal import Journal
+from worldmodel.game.pacer import Pacer
 from worldmodel.game.replay import Replay, picture_hash
 from worldmodel.game.stats import Stats
 from worldmodel.world import Frame, World
 
 Report = Callable[[str, float], None]
 Factory = Callable[[Report], World]
-SPARE = 0.0015  # s, start this much earlier than the estimate says
 
 
 class Driver(Protocol):
@@ -51,13 +51,15 @@ class Plan:
 class Shown:
     """A picture on its way to the screen. index: pictures of this run so far. due: when to show it. event: oldest input it answers.
 
-    first: the picture of a reset, which no step made.
+    span: whatever was done between these two times shows first in this picture; None: in no particular one. first: the picture of a
+    reset, which no step made.
     """
 
     rgb: np.ndarray
     index: int
     due: float
     event: float | None
+    span: tuple[float, float] | None = None
     first: bool = False
 
 
@@ -82,8 +84,8 @@ class Generator:
         self._cond = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
         self._stop, self._steps = False, 0
-        self._due: float | None = None
-        self._durations: deque[float] = deque(maxlen=32)
+        self._pacer = Pacer()
+        self._read: float | None = None  # when the action before was read, while play flows
         self._box: deque[Shown] = deque()
         self.opened: Callable[[World], tuple[Journal, Driver]] | None = None
         self._found: dict[str, Any] = {}  # of a replay: what its prompts become
@@ -103,9 +105,9 @@ class Generator:
 
     def pause(self, on: bool) -> None:
         with self._cond:
-            self.paused, self._steps, self._due = on, 0, None
+            self.paused, self._steps = on, 0
+            self._interrupt()
             self._cond.notify_all()
-        self.stats.pause()
 
     def step_once(self) -> None:
         """While paused: make one more step."""
@@ -250,15 +252,16 @@ class Generator:
         assert self.world is not None
         with self._cond:
             self._box.clear()  # pictures of the old place must not follow the new one
-            self._due = None
+            self._interrupt()
         self.seed, self.spawn = seed, spawn % max(1, self.world.spawns)
         frame = self.world.reset(seed, self.spawn)
-        self.stats.pause()
         if self.driver is not None:
             self.driver.reset()
         if self.journal is not None:
             self.journal.reset(self.frame, seed, self.spawn, frame)
-        self._hand_over((frame,), time.perf_counter(), None)
+        with self._cond:
+            self._put(Shown(np.array(frame.rgb), self.frame, self._pacer.first(self._period()), None, first=True), 1)
+        self.notify()
         self._report("play", 1.0)
         self.playing = True
         return frame
@@ -277,19 +280,19 @@ class Generator:
                 self._cond.wait(0.5)
                 return False
             else:
-                wait = self._start_time() - time.perf_counter()
+                wait = self._pacer.wait()
                 if wait <= 0:
                     return True
                 self._cond.wait(wait)
-                return not (self._stop or self._commands or self.paused) and self._start_time() <= time.perf_counter()
+                return not (self._stop or self._commands or self.paused) and self._pacer.wait() <= 0
         job()
         return False
 
-    def _start_time(self) -> float:
-        """When to begin so that the step's first picture is ready just in time for its even place."""
-        if self._due is None or not self._durations:
-            return 0.0
-        return self._due - float(np.percentile(self._durations, 90)) - SPARE
+    def _interrupt(self) -> None:
+        """The flow of pictures ends here on purpose; what comes next starts a new one. The caller holds the lock."""
+        self._pacer.restart()
+        self._read = None
+        self.stats.pause()
 
     def _step(self, snapshot: Snapshot) -> tuple[Frame, ...]:
         assert self.world is not None
@@ -297,11 +300,10 @@ class Generator:
         frames = self.world.step(snapshot.action)
         ready = time.perf_counter()
         self.frame += len(frames)
-        self._durations.append(ready - snapshot.taken)
         finish = getattr(self.world, "finish", None)
         timing = {k: v for k, v in frames[-1].timing_ms.items() if k != "commit" or finish is None}
         self.stats.generated(ready - snapshot.taken, len(frames), timing)
-        self._hand_over(frames, ready, snapshot)
+        self._hand_over(frames, snapshot)
         if finish is not None:
             began = time.perf_counter()
             finish()
@@ -310,35 +312,35 @@ class Generator:
             self.journal.step(self.frame, snapshot.action, frames)
         return frames
 
-    def _hand_over(self, frames: tuple[Frame, ...], ready: float, snapshot: Snapshot | None) -> None:
-        """Put pictures into the mailbox, evenly spaced: at the pace, or, without one, over the time that the step took.
-
-        The mailbox holds the new pictures and those of the step before that may not be due yet; a full one loses its oldest.
-        """
-        fps, count = self._fps(), len(frames)
-        period = 1 / fps if fps else 0.0
-        spacing = period or (ready - snapshot.taken) / count if snapshot else 0.0
-        first = beat = ready  # beat: the even place of this picture, which the next one is counted from
+    def _hand_over(self, frames: tuple[Frame, ...], snapshot: Snapshot) -> None:
+        """Put the pictures of a step into the mailbox, each with its place in time."""
+        count, flows = len(frames), not self.paused
         with self._cond:
-            if snapshot is not None and self._due is not None and not self.paused:
-                first = max(ready, self._due)
-                beat = self._due if ready - self._due < period / 2 else ready
-                if ready > self._due + SPARE:
-                    self.stats.late()
-            for i, frame in enumerate(frames):
-                event = snapshot.event if snapshot and i == 0 else None
-                index = self.frame - count + 1 + i if snapshot else self.frame
-                self._box.append(Shown(np.array(frame.rgb), index, first + i * spacing, event, snapshot is None))
-                if len(self._box) > 2 * count - 1:
-                    old = self._box.popleft()
-                    self._box[0] = _inherit(self._box[0], old)
-            self._due = beat + count * period if period and not self.paused else None
+            places = self._pacer.place(snapshot.taken, count, self._period())
+            if places.late:
+                self.stats.late()
+            span = (self._read, snapshot.taken) if self._read is not None else None
+            self._read = snapshot.taken if flows else None
+            if not flows:
+                self._pacer.restart()
+            for i, (frame, due) in enumerate(zip(frames, places.due, strict=True)):
+                index, first = self.frame - count + 1 + i, i == 0
+                self._put(Shown(np.array(frame.rgb), index, due, snapshot.event if first else None, span if first else None), count)
         self.notify()
 
-    def _fps(self) -> float:
-        if self.plan.fps is not None:
-            return self.plan.fps
-        return float(self.world.fps) if self.world else 0.0
+    def _put(self, shown: Shown, count: int) -> None:
+        """The mailbox holds the new pictures and those of the step before that may not be due yet; a full one loses its oldest."""
+        self._box.append(shown)
+        if len(self._box) > 2 * count - 1:
+            old = self._box.popleft()
+            self._box[0] = _inherit(self._box[0], old)
+
+    def _period(self) -> float:
+        """Seconds between pictures; 0: as fast as it goes."""
+        fps = self.plan.fps
+        if fps is None:
+            fps = float(self.world.fps) if self.world else 0.0
+        return 1 / fps if fps else 0.0
 
     # --- the compiled engine ----------------------------------------------------------------------------------------------------
     def _compile_behind(self) -> None:
@@ -379,13 +381,14 @@ class Generator:
         self.compiling = self._compile_state()
         if self.compiling == "ready" and world.adopt_compiled(always):
             self.engine = "compiled"
-            self._durations.clear()
+            self._pacer.forget()
             self.note("engine", engine="compiled")
 
 
 def _inherit(newer: Shown, older: Shown | None) -> Shown:
-    """A picture that replaces one never shown answers its event too."""
+    """A picture that replaces one never shown answers its events too."""
     if older is None:
         return newer
     events = [e for e in (older.event, newer.event) if e is not None]
-    return replace(newer, event=min(events, default=None))
+    spans = [s for s in (older.span, newer.span) if s is not None]
+    return replace(newer, event=min(events, default=None), span=(spans[0][0], spans[-1][1]) if spans else None)

@@ -100,7 +100,7 @@ class WindowLoop:
         self._view.draw()
         if shown is not None and not shown.first:
             now = time.perf_counter()
-            self.run.stats.shown(now, None if shown.event is None else now - shown.event)
+            self.run.stats.shown(now, shown.event, shown.span)
 
     # --- events ------------------------------------------------------------------------------------------------------------------
     def _handle(self, event: pygame.event.Event) -> None:

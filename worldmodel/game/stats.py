@@ -1,12 +1,15 @@
 """Measured numbers of a run: honest, with their definitions.
 
-frame_ms: time from one picture to the next (window: shown on the screen; headless: ready; pictures of one step share its time),
-pauses left out. generate_ms: action read -> pictures on the host. denoise_ms, commit_ms, decode_ms: parts of a step, as the world
-reports them; frames_per_action: pictures that a step makes. action_to_frame_ms: window: the
-oldest key or mouse event of a step -> the first picture it changed is on the screen; headless, or an agent in the window: action
-read -> picture ready, or shown.
-window_s, first_frame_s: process start -> window open, -> first generated picture. missed_deadlines: pictures ready too late for an
-even pace. All times are p50/p95/p99 over the run. fps is 1000 over the mean of frame_ms.
+A picture is shown when it is on the screen; headless: at the time it is due, which without a pace is when it is ready (pictures of
+one step are spread over its time). Pauses are left out.
+
+frame_ms: time from one picture to the next; jitter_ms: how far those times are from their median. generate_ms: action read ->
+pictures on the host. denoise_ms, commit_ms, decode_ms: parts of a step, as the world reports them; frames_per_action: pictures
+that a step makes. action_to_frame_ms: the oldest key or mouse event of a step -> the first picture it changed is shown; an agent's
+event is the reading of its action. input_age_ms: the same for an input given at any moment between two readings, all alike (mean,
+p50, p95); input_age_ratio: its mean over what no pacing can beat, the mean time to generate and half of the mean time between two
+readings. missed_deadlines: steps whose pictures were ready only after their even place. window_s, first_frame_s: process start ->
+window open, -> first generated picture. All other times are p50/p95/p99 over the run. fps is 1000 over the mean of frame_ms.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from worldmodel.errors import DataError
 
 _LOADED = time.time()
 RECENT = 120
+MOMENTS = (np.arange(10) + 0.5) / 10  # of the time between two readings, at which an input may have been given
 
 
 def process_age() -> float:
@@ -69,6 +73,7 @@ class Stats:
         self._intervals: list[float] = []
         self._generate: list[float] = []
         self._latency: list[float] = []
+        self._spans: list[tuple[float, float]] = []  # age of the newest and of the oldest input that a picture may show first
         self._parts: dict[str, list[float]] = {p: [] for p in self.PARTS}
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._recent_latency: deque[float] = deque(maxlen=RECENT)
@@ -99,19 +104,21 @@ class Stats:
         with self._lock:
             self.missed += 1
 
-    def shown(self, now: float, latency: float | None, count: int = 1) -> None:
-        """A picture was shown at `now` (headless: `count` pictures of a step are ready); latency: since its event, None without."""
+    def shown(self, now: float, event: float | None, span: tuple[float, float] | None = None) -> None:
+        """A picture was shown at `now`. event: time of the oldest input it answers. span: inputs between these times reach it."""
         with self._lock:
             if self.first_frame_s is None:
                 self.first_frame_s = round(process_age(), 3)
             if self._last is not None:
-                passed = [(now - self._last) * 1000 / count] * count
-                self._intervals += passed
-                self._recent += passed
+                passed = (now - self._last) * 1000
+                self._intervals.append(passed)
+                self._recent.append(passed)
             self._last = now
-            if latency is not None:
-                self._latency.append(latency * 1000)
-                self._recent_latency.append(latency * 1000)
+            if event is not None:
+                self._latency.append((now - event) * 1000)
+                self._recent_latency.append((now - event) * 1000)
+            if span is not None:
+                self._spans.append(((now - span[1]) * 1000, (now - span[0]) * 1000))
 
     def pause(self) -> None:
         """The flow of pictures is interrupted on purpose: the next interval does not count."""
@@ -142,14 +149,29 @@ class Stats:
                 "frames": self.frames,
                 "fps": fps,
                 "frame_ms": percentiles(self._intervals),
+                "jitter_ms": self._jitter(),
                 "generate_ms": percentiles(self._generate),
                 **parts,
                 "action_to_frame_ms": percentiles(self._latency, (50, 95)),
+                **self._age(),
                 "missed_deadlines": self.missed,
                 "window_s": self.window_s,
                 "first_frame_s": self.first_frame_s,
                 "peak_rss_mb": peak_rss_mb(),
             }
+
+    def _jitter(self) -> dict[str, float | None]:
+        intervals = np.asarray(self._intervals)
+        return percentiles(list(np.abs(intervals - np.median(intervals))) if len(intervals) else [])
+
+    def _age(self) -> dict[str, Any]:
+        if not self._spans:
+            return {"input_age_ms": {"mean": None, **percentiles([], (50, 95))}, "input_age_ratio": None}
+        newest, oldest = np.asarray(self._spans).T
+        ages = newest[:, None] + (oldest - newest)[:, None] * MOMENTS
+        mean, least = float(ages.mean()), float(np.mean(self._generate) + (oldest - newest).mean() / 2)
+        age = {"mean": round(mean, 2), **percentiles(ages.ravel().tolist(), (50, 95))}
+        return {"input_age_ms": age, "input_age_ratio": round(mean / least, 3)}
 
 
 def result_line(summary: Mapping[str, Any]) -> str:

@@ -102,6 +102,11 @@ class KVCache:
     def _frame(self, slot: int) -> Tensor:
         return self.store[..., slot * self.tokens : (slot + 1) * self.tokens, :]
 
+    def write(self, fresh: Tensor) -> None:
+        """Put what a pass against `FrozenCache` returned into the scratch, as a pass against this cache would have."""
+        start = self.filled * self.tokens
+        self.store[..., start : start + fresh.shape[-2], :].copy_(fresh)
+
     def snapshot(self) -> CacheSnapshot:
         """A copy that later steps do not change."""
         return CacheSnapshot(self.store.clone(), self.position)
@@ -110,3 +115,32 @@ class KVCache:
         """Go back to a snapshot of this cache (or of one with the same shape)."""
         self.store.copy_(snapshot.store)
         self._move_to(snapshot.position)
+
+
+class FrozenCache:
+    """The store of a full cache as a value, for compiled passes: one that writes into an argument costs a copy of it a layer.
+
+    The pass reads the store; the keys and values of its own chunk are collected instead of written, for `KVCache.write`.
+    """
+
+    def __init__(self, store: Tensor, tokens: int) -> None:
+        self._store, self._past, self._fresh = store, store.shape[-2] - tokens, list[Tensor]()
+
+    def scratch(self, layer: int, tokens: int) -> None:
+        """There is no place to write to."""
+
+    def visible(self, layer: int, tokens: int = 0) -> tuple[Tensor, Tensor]:
+        """Keys and values of the past frames."""
+        assert not tokens, "the chunk of a pass is not in the store"
+        past = self._store[layer, ..., : self._past, :]
+        return past[0], past[1]
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """As `KVCache.extend`; called once a layer, in order."""
+        self._fresh.append(torch.stack((k, v)))
+        keys, values = self.visible(layer)
+        return torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
+
+    def fresh(self) -> Tensor:
+        """(L,2,B,N,chunk*S,E): keys and values of the chunk, of all layers."""
+        return torch.stack(self._fresh)
