@@ -80,7 +80,7 @@ def test_another_game_takes_the_recipe_with_its_own_data_and_model() -> None:
 
 def test_the_first_of_two_phases_scales_with_the_budget() -> None:
     forced = next(e for e in planned("scale=0.1", experiment="compare") if e.name == "self_forcing").config
-    assert (forced.steps, getattr(forced.stage, "pretrain_steps", 0)) == (150, 100)
+    assert (forced.steps, getattr(forced.stage, "pretrain_steps", 0)) == (100, 50)
 
 
 def test_a_budget_on_the_command_line_replaces_those_of_the_entries_and_scale_multiplies() -> None:
@@ -238,7 +238,7 @@ def test_changed_settings_are_named_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"{place} was begun .*stage\.lr was .*, now 0\.5\): delete that folder to do it anew"):
         check_folders(begin("stage.lr=0.5"))
     with pytest.raises(
-        ConfigError, match=r"\(stage\.pretrain_steps was 1000, now 500, scale= multiplies it\): .*the old settings to go on"
+        ConfigError, match=r"\(stage\.pretrain_steps was 500, now 250, scale= multiplies it\): .*the old settings to go on"
     ):
         check_folders(begin("scale=0.5"))
 
