@@ -1,7 +1,8 @@
 """``python -m train.publish EXPORT OUT --real NAME``: finish an exported world for players.
 
 Weights stay as they are, bit for bit. Starting places are taken from the real game's own spawns (each stands still for as many
-frames as attention sees), the default sampler can be set, and the card gets the measured table of an evaluation.
+frames as attention sees) and, with ``--keep``, from those that the export picked out of the recordings; the default sampler can be
+set, and the card gets the measured table of an evaluation.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +43,19 @@ def publish(
     sampler: dict[str, Any] | None = None,
     evaluation: Path | None = None,
     demo: Path | None = None,
+    keep: Sequence[int] | None = None,
 ) -> None:
-    """See the module. sampler: fields of SamplerConfig to replace. Raises WorldModelErrors: a damaged export, a game that does not
-    fit, a missing file."""
+    """See the module. sampler: fields of SamplerConfig to replace. keep: numbers of the export's own starting places, which follow
+    those of the game `real` (None: all of them without a game, none with one).
+
+    Raises WorldModelErrors: a damaged export, a game that does not fit, a missing file, a starting place that is not there.
+    """
     world = load_world(export)
     config = world.config
-    spawns = list(world.spawns)
+    own = list(world.spawns)
+    if wrong := [n for n in keep or () if not 0 <= n < len(own)]:
+        raise ConfigError(f"{export} has no starting place {wrong[0]}: its places are 0 to {len(own) - 1}")
+    spawns = [own[n] for n in keep] if keep is not None else [] if real else own
     if real:
         game = open_world(real)
         try:
@@ -54,7 +63,7 @@ def publish(
                 raise ConfigError(
                     f"the game {real!r} has other pictures or actions than the world {config.name!r}: they do not belong together"
                 )
-            spawns = game_spawns(game, config.sampler.window)
+            spawns = game_spawns(game, config.sampler.window) + spawns
         finally:
             game.close()
     record = dict(config.provenance)
@@ -77,6 +86,7 @@ def main() -> int:
     parser.add_argument("export", type=Path, help="a world folder, as runs/NAME/export")
     parser.add_argument("out", type=Path, help="where the finished world goes, as assets/worlds/NAME")
     parser.add_argument("--real", default="", metavar="NAME", help="take the starting places from this game")
+    parser.add_argument("--keep", type=int, nargs="+", metavar="N", help="starting places of the export to keep, in this order")
     parser.add_argument("--steps", type=int, metavar="N", help="default denoising steps (default: as exported)")
     parser.add_argument("--kind", choices=SAMPLERS, help="sampler (default: as exported)")
     parser.add_argument("--shift", type=float, metavar="S", help="warp of the noise levels (default: as exported)")
@@ -85,7 +95,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         chosen = {name: value for name in ("steps", "kind", "shift") if (value := getattr(args, name)) is not None}
-        publish(args.export, args.out, args.real, chosen, args.evaluation, args.demo)
+        publish(args.export, args.out, args.real, chosen, args.evaluation, args.demo, args.keep)
     except (WorldModelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

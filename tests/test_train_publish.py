@@ -1,0 +1,28 @@
+"""Finishing an exported world: which starting places it keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from train.publish import publish
+from worldmodel.checkpoint import load_world
+from worldmodel.errors import ConfigError
+
+
+def test_starting_places_are_kept_in_the_order_asked_for(tiny_world: Path, tmp_path: Path) -> None:
+    publish(tiny_world, tmp_path / "out", keep=[2, 0])
+    before, after = load_world(tiny_world), load_world(tmp_path / "out")
+    assert len(after.spawns) == 2
+    for spawn, number in zip(after.spawns, (2, 0), strict=True):
+        assert np.array_equal(spawn.frames, before.spawns[number].frames)
+    publish(tiny_world, tmp_path / "all")
+    assert len(load_world(tmp_path / "all").spawns) == 3
+
+
+def test_a_starting_place_that_is_not_there_is_named(tiny_world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no starting place 3: its places are 0 to 2"):
+        publish(tiny_world, tmp_path / "out", keep=[1, 3])
+    assert not (tmp_path / "out").exists()
