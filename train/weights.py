@@ -84,12 +84,12 @@ def load_codec(path: str, device: torch.device) -> LoadedCodec:
     return LoadedCodec(codec, config, file_digest(folder / "codec.safetensors"), info)
 
 
-def check_codec(codec: LoadedCodec, config: RunConfig) -> None:
-    """Raise ConfigError if a network that the run builds on knows the latents of another codec than `codec`."""
+def check_codec(names: set[str], config: RunConfig) -> None:
+    """Raise ConfigError if a network that the run builds on knows the latents of another codec than the one of these names."""
     for key in ("init", "teacher"):
         place = getattr(config, key)
         known = _codecs_of(Path(place)) if place else set()
-        if known and not known & codec.names:
+        if known and not known & names:
             raise ConfigError(
                 f"{key}={place} was trained on the latents of another codec than codec={config.codec}: give the codec that it "
                 "was trained with (a world folder holds its own), or train it anew with this one"

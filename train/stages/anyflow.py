@@ -15,7 +15,7 @@ from torch import Tensor
 from train.data import ClipBatch, Draws
 from train.objectives import beta_weight, flow_map_target
 from train.stage_options import AnyflowStage
-from train.stages.dmd import DistributionMatching, cut
+from train.stages.dmd import DistributionMatching
 from worldmodel.config import SamplerConfig
 from worldmodel.diffusion import add_noise, euler_sigmas, shift_sigma, velocity_target
 
@@ -48,7 +48,7 @@ class AnyFlow(DistributionMatching):
     def first_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow-map loss on data under teacher forcing, one (t, r) per chunk."""
         own, chunk = self._own, self.sampler().chunk
-        batch = cut(batch, 0, own.clip_frames)
+        batch = batch.cut(0, own.clip_frames)
         count = own.clip_frames // chunk
         a, b = (shift_sigma(draws.uniform(name, count), own.shift).repeat_interleave(chunk, dim=1) for name in ("map_t", "map_r"))
         kind = draws.uniform("map_kind")[:, None]

@@ -10,7 +10,7 @@ from torch import Tensor
 from train.data import ClipBatch, Clips
 from train.stages.distil import Distillation
 from train.stages.flow import dit_flops
-from train.trajectories import Plan, Trajectories, trajectories
+from train.trajectories import Plan, Trajectories, imagined, trajectories
 from worldmodel.models.attention import Layout
 from worldmodel.models.dit import DiT
 
@@ -41,7 +41,7 @@ def store(stage: Distillation, own: Stored, teacher: DiT, layout: Layout, guidan
 
     plan = Plan(
         stage.data.folder,
-        f"{_key(teacher)} {layout} {guidance}",
+        f"{_key(teacher) if context.size is None else ''} {layout} {guidance}",
         own.pairs,
         own.levels,
         own.list_steps,
@@ -49,6 +49,8 @@ def store(stage: Distillation, own: Stored, teacher: DiT, layout: Layout, guidan
         context.config.seed,
         (options.clip_frames, *stage.latent_shape),
     )
+    if context.size is not None:
+        return imagined(plan)
     with context.ranks.main_first():
         return trajectories(plan, clips.sampler.count, clips.batch, velocity, context.report, options.batch)
 
