@@ -16,6 +16,7 @@ from train.data import ClipBatch, Draws
 from train.objectives import beta_weight, flow_map_target
 from train.stage_options import AnyflowStage
 from train.stages.dmd import DistributionMatching
+from train.stages.flow import Pass
 from worldmodel.config import SamplerConfig
 from worldmodel.diffusion import add_noise, euler_sigmas, shift_sigma, velocity_target
 
@@ -79,6 +80,12 @@ class AnyFlow(DistributionMatching):
         grid = euler_sigmas(steps, self.own.shift)
         exit_step = draws.shared(purpose, steps)
         return sorted({1.0, *grid[exit_step : exit_step + 2]}, reverse=True)
+
+    def passes(self) -> list[Pass]:
+        """All jumps of a rollout keep theirs."""
+        dream, *others = super().passes()
+        data = [Pass("model", self.layout, self.own.clip_frames, share=dream.share)] if self._own.cotrain else []
+        return [dream] * min(3, 1 + max(self.own.student_steps)) + data + others
 
     def jumps(self) -> tuple[str, bool]:
         return "flow_map", True

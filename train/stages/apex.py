@@ -17,6 +17,7 @@ from train.data import ClipBatch, Draws
 from train.objectives import endpoint_regression, flow_matching
 from train.stage_options import ApexStage
 from train.stages.distil import Distillation
+from train.stages.flow import Pass
 from worldmodel.diffusion import add_noise, to_clean, velocity_target
 
 
@@ -42,6 +43,9 @@ class Apex(Distillation):
             target = torch.lerp(batch.latent, judged, own.mix)
         fake_loss = flow_matching(flow, velocity_target(fake, noise), batch.mask)
         return own.fake_weight * fake_loss + own.mix_weight * endpoint_regression(made, target, batch.mask)
+
+    def passes(self) -> list[Pass]:
+        return super().passes() * 2
 
     def flops(self) -> float:
         return super().flops() * (2 + 1 / 3)

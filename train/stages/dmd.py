@@ -25,7 +25,7 @@ from train.rollout import self_rollout
 from train.stage_options import DmdStage
 from train.stages.base import Context, Update
 from train.stages.distil import Distillation
-from train.stages.flow import dit_flops
+from train.stages.flow import Pass, dit_flops
 from train.student import Student
 from worldmodel.config import SamplerConfig
 from worldmodel.diffusion import add_noise, euler_sigmas, shift_sigma, to_clean, velocity_target
@@ -230,6 +230,13 @@ class DistributionMatching(Distillation):
     def validate(self) -> dict[str, float]:
         """Nothing: held-out rollouts say how good the student is (`rollout_statistics`), its loss does not."""
         return {}
+
+    def passes(self) -> list[Pass]:
+        own, share = self.own, 1 / self.own.critic_updates
+        rollout = own.source is Source.rollout
+        dream = Pass("model", self.layout, own.clip_frames, rollout, share)
+        anchor = [Pass("model", self.layout, own.clip_frames, share=share)] if own.anchor else []
+        return [dream, *anchor, Pass("critic", WHOLE, own.clip_frames)]
 
     def flops(self) -> float:
         """Of an average step: rollouts (half of the levels, and the commit pass), scores, backward."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +33,35 @@ HELD_OUT_CLIPS = 64
 
 
 def dit_flops(config: DiTConfig, tokens: int, layout: Layout, frames: int) -> float:
-    """Forward operations of one clip: 2 per multiply-add of dense layers, patch and head, and of visible query-key pairs."""
+    """Forward operations of one clip: 2 per multiply-add of dense layers, patch and head, and of visible query-key pairs.
+
+    With prompts also what makes their keys and values in every block; a camera branch attends a second time.
+    """
     mask = layout.frame_mask(frames)
     length = len(mask) * tokens
-    block = 4 * config.dim**2 + 2 * config.dim * config.ffn_dim
+    block = (5 if config.camera else 4) * config.dim**2 + 2 * config.dim * config.ffn_dim
     ends = (config.in_channels + config.out_channels) * config.patch**2 * config.dim
     per_frame = config.freq_dim * config.dim + config.dim**2 + 6 * config.dim**2
-    attention = 2 * 2 * int(mask.sum()) * tokens**2 * config.dim * config.layers
-    return 2.0 * length * (config.layers * block + ends) + 2.0 * len(mask) * per_frame + attention
+    attention = 2 * 2 * int(mask.sum()) * tokens**2 * config.dim * config.layers * (2 if config.camera else 1)
+    text = 0
+    if config.text_dim:
+        text = config.text_len * (config.text_dim * config.dim + config.dim**2)
+        text += config.layers * (2 * (length + config.text_len) * config.dim**2 + 2 * length * config.text_len * config.dim)
+    return 2.0 * length * (config.layers * block + ends) + 2.0 * len(mask) * per_frame + attention + 2.0 * text
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass over a clip of `frames` that keeps activations for `target`'s backward. cached: chunk by chunk against a cache.
+
+    share: of the steps that make it.
+    """
+
+    target: str
+    layout: Layout
+    frames: int
+    cached: bool = False
+    share: float = 1.0
 
 
 class FlowMatching(Stage):
@@ -147,6 +169,10 @@ class FlowMatching(Stage):
             "targets": progress.targets,
         }
         return export_network(self.context.folder / "export", self.model_config, self.model.state_dict(), info)
+
+    def passes(self) -> list[Pass]:
+        """The passes with gradients of a step's updates; those of one target are kept at the same time."""
+        return [Pass("model", self.layout, self.options.clip_frames)]
 
     def flops(self) -> float:
         one = dit_flops(self.model_config, self.tokens, self.layout, self.options.clip_frames)

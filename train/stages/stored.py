@@ -6,6 +6,7 @@ import hashlib
 from typing import Protocol
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from train.data import ClipBatch, Clips
 from train.stages.distil import Distillation
@@ -24,9 +25,10 @@ class Stored(Protocol):
 
 
 def _key(network: DiT) -> str:
-    """A short name of a network's weights."""
+    """A short name of a network's weights. All ranks must call it."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -51,7 +53,7 @@ def store(stage: Distillation, own: Stored, teacher: DiT, layout: Layout, guidan
     )
     if context.size is not None:
         return imagined(plan)
-    with context.ranks.main_first():
+    with context.ranks.whole(), context.ranks.main_first():  # the first process makes them alone
         return trajectories(plan, clips.sampler.count, clips.batch, velocity, context.report, options.batch)
 
 
