@@ -293,16 +293,10 @@ def composed(settings: Sequence[str]) -> RunConfig:
     return config
 
 
-def picture_size(text: str) -> tuple[int, int]:
-    """``832x480`` -> (480, 832). Raises ConfigError unless both are multiples of 16."""
-    width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit()) or int(width) % 16 or int(height) % 16 or not int(width) * int(height):
-        raise ConfigError(f"a size is WIDTHxHEIGHT in multiples of 16, as 832x480, got {text!r}")
-    return int(height), int(width)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the estimate. Exit status: 0, or 2 for wrong settings (one sentence on stderr)."""
+    from train.clips import picture_size
+
     flags = parser().parse_intermixed_args(argv)
     try:
         if flags.gpus < 1 or not 0 < flags.share <= 1:
