@@ -111,7 +111,8 @@ def estimate(config: RunConfig, size: tuple[int, int], gpus: int) -> Estimate:
         "activations": activations(stage, config.train.checkpoint_activations),
         "cache of rollouts": float(stage.student.cache.store.nbytes) if any(p.cached for p in stage.passes()) else 0.0,  # type: ignore[attr-defined]
     }
-    again = sum(p.share * _forward(stage, p) for p in stage.passes() if not p.cached) if config.train.checkpoint_activations else 0
+    passes = [p for p in stage.passes() if not p.cached or _lasting(stage)] if config.train.checkpoint_activations else []
+    again = sum(p.share * _forward(stage, p) for p in passes)
     costs = stage.costs()
     return Estimate(
         {name: bytes_ // 4 for name, bytes_ in weights.items()},
@@ -158,14 +159,23 @@ def activations(stage: FlowMatching, recompute: bool) -> float:
     totals: dict[str, float] = {}
     for one in stage.passes():
         length = one.frames if one.cached else len(one.layout.frame_mask(one.frames))
-        block = one_token * length * tokens + fixed
-        kept = config.layers * block
-        if recompute and not one.cached:  # the input of every block, and all of the block that is made again
-            kept = config.layers * length * tokens * config.dim * 4 + block
+        again = recompute and (not one.cached or _lasting(stage))
+        at_once = stage.sampler().chunk if again and one.cached else length
+        block = one_token * at_once * tokens + fixed
         if one.cached:
-            kept += _seen(stage, one.frames) * tokens * config.dim * 2 * kind.itemsize * config.layers * (2 if config.camera else 1)
+            seen = stage.sampler().window if again else _seen(stage, one.frames)
+            block += seen * tokens * config.dim * 2 * kind.itemsize * (2 if config.camera else 1)
+        # either all blocks, or the input of each and all of the one that is made again
+        kept = config.layers * length * tokens * config.dim * 4 + block if again else config.layers * block
         totals[one.target] = totals.get(one.target, 0.0) + kept
     return max(totals.values()) * stage.options.batch
+
+
+def _lasting(stage: FlowMatching) -> bool:
+    """Whether passes of rollouts can be made again."""
+    from train.rollout import LastingCache
+
+    return isinstance(stage.student.cache, LastingCache)  # type: ignore[attr-defined]
 
 
 def _seen(stage: FlowMatching, frames: int) -> int:

@@ -34,7 +34,7 @@ class _Graph:
 class Student:
     """`begin` a rollout with its conditions, then use `denoise` and `cache` with `train.rollout.self_rollout`.
 
-    carried: see train.rollout. graphs: False for a few rollouts only, which capturing would not pay for.
+    carried, frames: see train.rollout. graphs: False for a few rollouts only, which capturing would not pay for.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Student:
         batch: int,
         carried: bool = False,
         graphs: bool = True,
+        frames: int = 0,
     ) -> None:
         self._model, self._context, self._context_sigma = model, context, sampler.context_sigma
         self._graphs: dict[tuple[int, int], _Graph] = {}
@@ -65,6 +66,7 @@ class Student:
             context.dtype,
             carried,
             model.cfg.camera,
+            frames,
         )
 
     @torch.no_grad()

@@ -118,7 +118,7 @@ def load_network(path: str, module: torch.nn.Module, target: str = "model", key:
     """Start `module` from a run (its newest averaged weights) or from a world folder. Raises ConfigError or CheckpointError.
 
     key: the setting that `path` came from, for messages. A flow map takes the embedding of a step's end from that of its start
-    where the weights have none.
+    where the weights have none; a camera branch that they lack begins at zero.
     """
     folder = Path(path)
     saved = states.load_latest(folder / "state", lambda text: None) if (folder / "state").is_dir() else None
@@ -128,6 +128,7 @@ def load_network(path: str, module: torch.nn.Module, target: str = "model", key:
         tensors = _read(_exported(path, "model.safetensors", key) / "model.safetensors")
     if any(name.startswith("end_noise.") for name in module.state_dict()):
         tensors = {f"end_{n}": t for n, t in tensors.items() if n.startswith("noise.")} | tensors
+    tensors = {n: t for n, t in module.state_dict().items() if ".camera_out." in n} | tensors
     try:
         module.load_state_dict({k: v.float() for k, v in tensors.items()})
     except RuntimeError as error:

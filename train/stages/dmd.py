@@ -64,7 +64,8 @@ class DistributionMatching(Distillation):
         """What makes rollouts: the student against a cache."""
         sampler = self.sampler()
         carried = self.own.cache_gradient is CacheGradient.carried
-        return Student(self.model, self.context, self.latent_shape, sampler, self.own.batch, carried)
+        longest = max(self.own.rollout_frames, self.own.clip_frames)
+        return Student(self.model, self.context, self.latent_shape, sampler, self.own.batch, carried, frames=longest)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model, "critic": self.critic}
