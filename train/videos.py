@@ -151,6 +151,9 @@ class VideoLatents:
                 f"{self.folder} has prompts of width {width}, the model takes {network.text_dim or 'none'}: choose model=wan_1_3b, "
                 f"or set model.dit.text_dim={width}"
             )
+        longest = max(len(rows) for rows in (*self._texts, self._negative))
+        if longest > network.text_len:
+            raise ConfigError(f"a prompt has {longest} tokens, the model takes {network.text_len}: raise model.dit.text_len")
         if network.camera and self._cameras is None:
             raise ConfigError(f"{self.folder} has no camera poses: set model.dit.camera=false, or prepare videos that have some")
 
@@ -165,6 +168,4 @@ class VideoLatents:
         }
 
     def _padded(self, embedding: Tensor) -> Tensor:
-        if len(embedding) > self._text_len:
-            raise ConfigError(f"a prompt has {len(embedding)} tokens, the model takes {self._text_len}: raise model.dit.text_len")
         return torch.nn.functional.pad(embedding, (0, 0, 0, self._text_len - len(embedding)))
