@@ -108,7 +108,8 @@ def estimate(config: RunConfig, size: tuple[int, int], gpus: int) -> Estimate:
         "moments of the optimiser": sum(map(moments, optimisers)) / parts,
         "averages": sum(_bytes(average.shadow) for average in averages) / parts,
         "gathered and cast weights": _gathered(stage, parts > 1, config.train.checkpoint_activations),
-        "activations": activations(stage, config.train.checkpoint_activations),
+        "activations": max(activations(stage, config.train.checkpoint_activations).values()),
+        "mask of teacher forcing, while it is made": max((_mask(stage, p) for p in stage.passes()), default=0.0),
         "cache of rollouts": float(stage.student.cache.store.nbytes) if any(p.cached for p in stage.passes()) else 0.0,  # type: ignore[attr-defined]
     }
     passes = [p for p in stage.passes() if not p.cached or _lasting(stage)] if config.train.checkpoint_activations else []
@@ -152,8 +153,8 @@ def _gathered(stage: FlowMatching, sharded: bool, recompute: bool) -> float:
     return (rest + 3 * block if sharded else 0) + casts
 
 
-def activations(stage: FlowMatching, recompute: bool) -> float:
-    """Bytes that autograd keeps at the worst moment of a step: the passes of one target, all clips of a micro-batch."""
+def activations(stage: FlowMatching, recompute: bool) -> dict[str, float]:
+    """By target: bytes that autograd keeps of its passes over all clips of a micro-batch. Those of two targets never meet."""
     config, tokens, kind = stage.model_config, stage.tokens, stage.context.dtype
     one_token, fixed = block_bytes(config, kind)
     totals: dict[str, float] = {}
@@ -167,8 +168,15 @@ def activations(stage: FlowMatching, recompute: bool) -> float:
             block += seen * tokens * config.dim * 2 * kind.itemsize * (2 if config.camera else 1)
         # either all blocks, or the input of each and all of the one that is made again
         kept = config.layers * length * tokens * config.dim * 4 + block if again else config.layers * block
-        totals[one.target] = totals.get(one.target, 0.0) + kept
-    return max(totals.values()) * stage.options.batch
+        head = 3 * one.frames * tokens * config.dim * 4  # its input, that normed, and that modulated
+        totals[one.target] = totals.get(one.target, 0.0) + kept + head
+    return {target: total * stage.options.batch for target, total in totals.items()}
+
+
+def _mask(stage: FlowMatching, one: Pass) -> float:
+    """Bytes of who sees whom by token, which FlexAttention is told once; nothing where all see all."""
+    mask = one.layout.frame_mask(one.frames)
+    return 0.0 if one.cached or mask.all() else float((len(mask) * stage.tokens) ** 2)
 
 
 def _lasting(stage: FlowMatching) -> bool:
@@ -253,12 +261,12 @@ def report(config: RunConfig, size: tuple[int, int], gpus: int, gpu: Gpu, share:
         "networks: " + ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in found.parameters.items()),
         "",
         "memory of each GPU, GB",
-        *(f"  {name:38} {value:8.2f}" for name, value in gigabytes),
-        f"  {'room for CUDA (assumed)':38} {ROOM:8.2f}",
-        f"  {'together':38} {need:8.2f}  of {gpu.memory:g}: {verdict}",
+        *(f"  {name:42} {value:8.2f}" for name, value in gigabytes),
+        f"  {'room for CUDA (assumed)':42} {ROOM:8.2f}",
+        f"  {'together':42} {need:8.2f}  of {gpu.memory:g}: {verdict}",
     ]
     if found.shown:
-        lines.append(f"  {'and on the first, while results show':38} {found.shown / 1e9:8.2f}")
+        lines.append(f"  {'and on the first, while results show':42} {found.shown / 1e9:8.2f}")
     if found.stored:
         lines.append(f"stored trajectories: {found.stored / 1e9:.1f} GB on the disk")
     days = found.days(int(steps), gpu, share)

@@ -11,9 +11,11 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from train.clips import PER_LATENT, Clip, Video, cut, find_videos, picture_size
 from train.record import read_json
@@ -37,6 +39,7 @@ PIECE = 8  # pictures that the encoder is given at a time
 
 Encode = Callable[["Clip"], "Tensor"]
 Embed = Callable[[Sequence[str]], "list[Tensor]"]
+Encoded = tuple[Clip, "Tensor"]  # the pictures of a clip are let go: those of a whole shard would be gigabytes
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,8 @@ def prepare(
     done = [read_shard(path)[1] for path in sorted(out.glob("shard-*.safetensors"))]
     start, clips = done[-1]["next"] if done else [0, 0], sum(len(note["clips"]) for note in done)
     number = len(done)
-    for group, following in _groups(videos, plan, start, report, progress):
-        tensors, note = _shard(group, encode, embed)
+    for group, following in _groups(videos, plan, start, encode, report, progress):
+        tensors, note = _shard(group, embed)
         facts = {name: Facts(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
         write_tensors(out / f"shard-{number:05d}.safetensors", facts, iter(tensors.items()), {**note, "next": following})
         number, clips = number + 1, clips + len(group)
@@ -105,10 +108,15 @@ def prepare(
 
 
 def _groups(
-    videos: Sequence[Video], plan: Plan, start: Sequence[int], report: Callable[[str], None], progress: Callable[[int, int], None]
-) -> Iterator[tuple[list[Clip], list[int]]]:
+    videos: Sequence[Video],
+    plan: Plan,
+    start: Sequence[int],
+    encode: Encode,
+    report: Callable[[str], None],
+    progress: Callable[[int, int], None],
+) -> Iterator[tuple[list[Encoded], list[int]]]:
     """Clips of one shard, and where the next begins: (video, clip in it)."""
-    group: list[Clip] = []
+    group: list[Encoded] = []
     for place in range(start[0], len(videos)):
         progress(place, len(videos))
         skipped = start[1] if place == start[0] else 0
@@ -116,7 +124,7 @@ def _groups(
             found = 0
             for clip in itertools.islice(cut(videos[place], (plan.height, plan.width), plan.fps, plan.frames), skipped, None):
                 found += 1
-                group.append(clip)
+                group.append((replace(clip, pictures=np.empty(0, np.uint8)), encode(clip).half().cpu()))
                 if len(group) == plan.shard:
                     yield group, [place, clip.number + 1]
                     group = []
@@ -129,10 +137,10 @@ def _groups(
         yield group, [len(videos), 0]
 
 
-def _shard(clips: Sequence[Clip], encode: Encode, embed: Embed) -> tuple[Mapping[str, Tensor], dict[str, object]]:
+def _shard(group: Sequence[Encoded], embed: Embed) -> tuple[Mapping[str, Tensor], dict[str, object]]:
     import torch
 
-    latents = [encode(clip).half().cpu() for clip in clips]
+    clips, latents = zip(*group, strict=True)
     texts = list(dict.fromkeys(clip.video.prompt for clip in clips))
     known = {text: rows.cpu() for text, rows in zip(texts, embed(texts), strict=True)}
     rows = [known[clip.video.prompt] for clip in clips]

@@ -114,14 +114,13 @@ class VideoLatents:
             raise DataError(f"{root} has {len(shards)} of its {index['shards']} shards: run the same python -m train.prepare again")
         self._index(shards)
         tensors = [tensors for tensors, _ in shards]
-        on_gpu = context.config.train.on_gpu
 
-        def stored(name: str) -> Store:
-            return Store(Shards([part[name].numpy() for part in tensors]), context.device, on_gpu)
+        def stored(name: str) -> Store:  # a step takes a few clips of many gigabytes: they stay on the disk
+            return Store(Shards([part[name].numpy() for part in tensors]), context.device, False)
 
         self._latents, self.shape = stored("latents"), tuple(tensors[0]["latents"].shape[1:])
         self._cameras = (stored("views"), stored("intrinsics")) if "views" in tensors[0] else None
-        self._actions = Store(np.zeros((len(self._latents), 0), np.float32), context.device, on_gpu)
+        self._actions = Store(np.zeros((len(self._latents), 0), np.float32), context.device, False)
         self._negative = read_shard(root / NEGATIVE)[0]["embedding"]
         self._device = context.device
 
