@@ -158,11 +158,8 @@ def test_what_does_not_go_together_is_told(home: Path, tmp_path: Path) -> None:
     said(ConfigError, "holds latents already.*leave out codec=", f"codec={home}/ar")
     said(ConfigError, "has prompts of width 16, the model takes 8: .*text_dim=16", "model.dit.text_dim=8")
     said(ConfigError, "a prompt has 6 tokens, the model takes 5: raise model.dit.text_len", "model.dit.text_len=5")
-    with pytest.raises(ConfigError, match="recorded episodes have neither prompts nor cameras"):
-        make_boxes(tmp_path / "boxes", episodes=4, length=16)
-        run(settings("stage=codec", f"data.root={tmp_path}/boxes", "steps=1", "stage.scale_frames=16"), tmp_path / "codec")
-        episodes = (f"data.root={tmp_path}/boxes", f"codec={tmp_path}/codec")
-        run(settings("stage=teacher", *episodes, "model.dit.text_dim=16"), tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"this model takes prompts or cameras, and .*boxes holds no prepared videos"):
+        run(settings("stage=teacher", f"data.root={make_boxes(tmp_path / 'boxes')}", "model.dit.text_dim=16"), tmp_path / "other")
     index = home / "data/latents.json"
     index.rename(home / "data/away")
     said(DataError, "is not finished: run the same python -m train.prepare again")
@@ -223,6 +220,23 @@ def _two(folder: Path, *overrides: str) -> TrainState:
     done = subprocess.run(command, cwd=folder.parent, env=environment(), text=True, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return _latest(folder)
+
+
+@pytest.mark.slow
+def test_the_whole_recipe_runs_and_goes_on(home: Path, tmp_path: Path) -> None:
+    """``experiment=wan`` at tiny size, as docs/video.md has it: four stages by one command; again: nothing is left to do."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/wan").symlink_to(home / "base")
+    (tmp_path / "data/video").symlink_to(home / "data")
+    sizes = [*SHAPE, "stage.clip_frames=3", "stage.rollout_frames=3", "steps=2", *TINY, "train.fsdp=false"]
+    command = [sys.executable, "-m", "train", "experiment=wan", *sizes]
+    first, again = (
+        subprocess.run(command, cwd=tmp_path, env=environment(), text=True, capture_output=True, timeout=240) for _ in range(2)
+    )
+    assert first.returncode == 0, first.stderr[-3000:]
+    exports = [tmp_path / f"runs/wan/{name}/export/model.safetensors" for name in ("teacher", "ar", "cd", "dmd")]
+    assert all(path.is_file() for path in exports)
+    assert again.returncode == 0 and again.stdout.count("finished before (2 steps)") == 4, again.stdout
 
 
 @pytest.mark.slow

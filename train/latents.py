@@ -17,7 +17,6 @@ from train.data import Clips, Store, encode_latents
 from train.unpack import Frames, unpack
 from train.weights import LoadedCodec, check_codec, load_codec
 from worldmodel.action import ActionSpec
-from worldmodel.config import DiTConfig
 from worldmodel.errors import ConfigError
 from worldmodel.models.codec import to_float
 
@@ -38,10 +37,6 @@ class Latents(Protocol):
         """Clips of `frames` latents of the training or the held-out part."""
         ...
 
-    def check_fits(self, network: DiTConfig) -> None:
-        """Raise ConfigError for a network that is conditioned on what these data have not."""
-        ...
-
 
 def open_frames(context: Context) -> Frames:
     """The data set of the run, unpacked once (by rank 0)."""
@@ -54,8 +49,15 @@ def open_latents(context: Context) -> Latents:
     """The data set of the run. Raises DataError, ConfigError, CheckpointError."""
     if context.size is not None:
         return ShapesOnly(context.config.model.codec.channels, context.size)
-    root = Path(context.config.data.root)
-    return videos.VideoLatents(context, root) if videos.is_prepared(root) else RecordedLatents(context)
+    root, network = Path(context.config.data.root), context.config.model.dit
+    if videos.is_prepared(root):
+        return videos.VideoLatents(context, root)
+    if network.text_dim or network.camera:
+        raise ConfigError(
+            f"this model takes prompts or cameras, and {root} holds no prepared videos: make some by python -m train.prepare and "
+            "give them by data=video data.root=FOLDER"
+        )
+    return RecordedLatents(context)
 
 
 class RecordedLatents:
@@ -82,14 +84,6 @@ class RecordedLatents:
         """See `Latents`."""
         return Clips(self.frames, self._latents, self._actions, frames, held_out)
 
-    def check_fits(self, network: DiTConfig) -> None:
-        """See `Latents`."""
-        if network.text_dim or network.camera:
-            raise ConfigError(
-                "recorded episodes have neither prompts nor cameras: this model trains on what python -m train.prepare makes of "
-                "videos, data.root=FOLDER"
-            )
-
 
 class ShapesOnly:
     """Stands in where no data are read, for networks of shapes alone (train.estimate)."""
@@ -103,6 +97,3 @@ class ShapesOnly:
         """Clips that can be counted but not drawn."""
         none = Store(np.zeros((1, 1), np.float16), torch.device("cpu"), False)
         return Clips(videos.Index(np.array([0]), np.array([frames]), np.array([held_out])), none, none, frames, held_out)
-
-    def check_fits(self, network: DiTConfig) -> None:
-        """Every network does."""

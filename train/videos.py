@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from train.data import Clips, Store
+from train.options import DiTOptions
 from train.record import read_json
 from train.weights import check_codec
 from worldmodel.action import ActionSpec
-from worldmodel.config import DiTConfig
 from worldmodel.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ class VideoLatents:
         self._actions = Store(np.zeros((len(self._latents), 0), np.float32), context.device, False)
         self._negative = read_shard(root / NEGATIVE)[0]["embedding"]
         self._device = context.device
+        self._check_fits(context.config.model.dit)
 
     def _index(self, shards: Sequence[tuple[dict[str, Tensor], dict[str, Any]]]) -> None:
         table = [clip for _, note in shards for clip in note["clips"]]
@@ -142,7 +143,7 @@ class VideoLatents:
         cut = Index(self.index.starts, np.minimum(self.index.lengths, frames), self.index.held_out)
         return Clips(cut, self._latents, self._actions, frames, held_out, self._conditions)
 
-    def check_fits(self, network: DiTConfig) -> None:
+    def _check_fits(self, network: DiTOptions) -> None:
         """Raise ConfigError for a network with other prompts, or with a camera that nothing moves."""
         width = self._negative.shape[1]
         if network.text_dim != width:

@@ -74,7 +74,6 @@ class FlowMatching(Stage):
         self.options = options
         self.data = open_latents(context)
         self.model_config = dit_config(context.config, self.data.shape[0], self.data.spec.width)
-        self.data.check_fits(self.model_config)
         self.clips, self.held_out = self.make_clips(False), self.make_clips(True)
         self.latent_shape = self.data.shape
         rows, cols = self.latent_shape[1:]
