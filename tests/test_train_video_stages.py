@@ -18,9 +18,10 @@ from tests.test_train_video import letters, manifest, plan, write_video
 from tests.test_wan_codec import published_tiny, tensors
 from tests.train_boxes import TINY, composed, environment, make_boxes, settings
 from train.distributed import Ranks, prepare
-from train.estimate import GPUS, activations, block_bytes, dry_stage, estimate, moments
+from train.estimate import GPUS, dry_stage, estimate, moments
 from train.estimate import main as estimate_main
 from train.jobs import run
+from train.kept import activations, block_bytes
 from train.loop import Loop
 from train.monitor import Console, read_metrics
 from train.options import TrainOptions

@@ -233,9 +233,10 @@ class DistributionMatching(Distillation):
         return {}
 
     def passes(self) -> list[Pass]:
-        own, share = self.own, 1 / self.own.critic_updates
+        own, share, sampler = self.own, 1 / self.own.critic_updates, self.sampler()
         rollout = own.source is Source.rollout
-        dream = Pass("model", self.layout, own.clip_frames, rollout, share)
+        seen = Layout.causal(sampler.chunk, sampler.window, sink=sampler.sink) if rollout else self.layout
+        dream = Pass("model", seen, own.clip_frames, rollout, share)
         anchor = [Pass("model", self.layout, own.clip_frames, share=share)] if own.anchor else []
         return [dream, *anchor, Pass("critic", WHOLE, own.clip_frames)]
 
