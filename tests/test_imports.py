@@ -80,7 +80,8 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     "train": (
         BOTTOM
         | {"worldmodel", "worldmodel.runtime", "worldmodel.kernels", "worldmodel.diffusion", "worldmodel.models"}
-        | {"worldmodel.checkpoint", "worldmodel.session", "worldmodel.data"},
+        | {"worldmodel.checkpoint", "worldmodel.session", "worldmodel.data"}
+        | {"worldmodel.assemble", "worldmodel.tensor_files", "worldmodel.video_session"},
         None,
     ),
     "play": (

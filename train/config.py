@@ -115,6 +115,9 @@ def dit_config(config: RunConfig, channels: int, action_dim: int) -> DiTConfig:
         action_dim=action_dim,
         activation=d.activation,
         eps=d.eps,
+        text_dim=d.text_dim,
+        text_len=d.text_len,
+        camera=d.camera,
         flow_map=config.stage.kind == "anyflow",
     )
 

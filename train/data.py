@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -94,7 +95,8 @@ class ClipSampler:
 class Store:
     """A flat array of N items, on the GPU if it fits (then picking a batch is one gather there), else memory-mapped."""
 
-    def __init__(self, array: np.ndarray, device: torch.device, on_device: bool) -> None:
+    def __init__(self, array: Any, device: torch.device, on_device: bool) -> None:
+        """array: a numpy array, or what gives rows as one does."""
         self._device, self._array = device, array
         self._tensor: Tensor | None = None
         if device.type == "cuda" and on_device and array.nbytes < 0.6 * torch.cuda.mem_get_info(device)[0]:
@@ -121,20 +123,59 @@ class Store:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """latent (B,T,C,H,W) float32 at unit scale; action (B,T,A), action[:,t] led to frame t; mask bool (B,T), False = padding."""
+    """latent (B,T,C,H,W) float32 at unit scale; action (B,T,A), action[:,t] led to frame t; mask bool (B,T), False = padding.
+
+    Of videos beside it: text (B,L,D), what the text encoder made of the prompts, negative (L,D) that of the negative prompt, both
+    padded with zeros; cameras: view matrices (B,T,4,4) and intrinsics (B,T,3,3).
+    """
 
     latent: Tensor
     action: Tensor
     mask: Tensor
+    text: Tensor | None = None
+    negative: Tensor | None = None
+    cameras: tuple[Tensor, Tensor] | None = None
+
+    def cut(self, start: int, stop: int) -> ClipBatch:
+        """Frames start..stop of every clip."""
+        part = slice(start, stop)
+        cameras = None if self.cameras is None else (self.cameras[0][:, part], self.cameras[1][:, part])
+        latent, action, mask = (t[:, part] for t in (self.latent, self.action, self.mask))
+        return replace(self, latent=latent, action=action, mask=mask, cameras=cameras)
+
+    def conditions(self, keep: Tensor | None = None) -> dict[str, Any]:
+        """What `DiT` takes beside the noisy latents. keep: bool (B,), False hides the action and gives the negative prompt."""
+        text = self.text
+        if text is not None and keep is not None:
+            assert self.negative is not None
+            text = torch.where(keep[:, None, None], text, self.negative)
+        return {"actions": self.action, "action_keep": keep, "text": text, "cameras": self.cameras}
+
+
+class Parts(Protocol):
+    """A data set that knows where its episodes lie."""
+
+    def part(self, held_out: bool) -> tuple[np.ndarray, np.ndarray]:
+        """(starts, lengths), int64 (E,), of the training or of the held-out episodes."""
+        ...
 
 
 class Clips:
     """Clips of latents with their actions, of the training or the held-out episodes."""
 
-    def __init__(self, data: Frames, latents: Store, actions: Store, frames: int, held_out: bool) -> None:
+    def __init__(
+        self,
+        data: Parts,
+        latents: Store,
+        actions: Store,
+        frames: int,
+        held_out: bool,
+        conditions: Callable[[Tensor], dict[str, Any]] = lambda indices: {},
+    ) -> None:
+        """conditions: numbers of frames (B,T) -> what else of `ClipBatch` belongs to them."""
         starts, lengths = data.part(held_out)
         self.sampler = ClipSampler(starts, lengths, frames)
-        self._latents, self._actions = latents, actions
+        self._latents, self._actions, self._conditions = latents, actions, conditions
 
     def draw(self, draws: Draws) -> ClipBatch:
         return self.batch(draws.integers("clips", self.sampler.count))
@@ -143,7 +184,8 @@ class Clips:
         """The clips with these numbers."""
         indices, mask = self.sampler.clips(numbers)
         action = self._actions.pick(indices)
-        return ClipBatch(self._latents.pick(indices).float(), action, mask.to(action.device, non_blocking=True))
+        known = mask.to(action.device, non_blocking=True)
+        return ClipBatch(self._latents.pick(indices).float(), action, known, **self._conditions(indices))
 
 
 def encode_latents(

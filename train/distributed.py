@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache, partial
 from typing import Any
@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from train.options import TrainOptions
+from train.rollout import LastingCache
 from worldmodel.models.attention import AttentionContext
 from worldmodel.models.dit import DiT
 from worldmodel.runtime import pick_device
@@ -216,8 +217,10 @@ def start(device: str) -> Iterator[Ranks]:
 
 def _recompute(forward: Callable[..., Tensor], x: Tensor, modulation: Tensor, ctx: AttentionContext, *rest: Any) -> Tensor:
     """A block whose inner activations are not kept for backward but made again there."""
-    if ctx.cache is not None:  # it has moved on by the time of backward
-        return forward(x, modulation, ctx, *rest)
+    if ctx.cache is not None:
+        if not (isinstance(ctx.cache, LastingCache) and torch.is_grad_enabled()):  # it has moved on by the time of backward
+            return forward(x, modulation, ctx, *rest)
+        ctx = replace(ctx, cache=ctx.cache.seen())
     return checkpoint(
         forward, x, modulation, ctx, *rest, use_reentrant=False, preserve_rng_state=False
     )  # nothing is drawn in a block

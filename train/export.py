@@ -100,9 +100,9 @@ Made with `python -m train`; settings, seed and data hash are in `config.json` u
 
 def export_run(stage: FlowMatching, progress: Progress) -> Path:
     """Write ``<run>/export`` from the weights that `stage.model` holds now (the loop puts the averaged ones there)."""
-    config, data = stage.context.config, stage.data
+    config, data, codec = stage.context.config, stage.recorded.frames, stage.recorded.trained
     height, width = data.size
-    codec_info = {"digest": stage.codec.digest, **{k: v for k, v in stage.codec.info.items() if k != "digest"}}
+    codec_info = {"digest": codec.digest, **{k: v for k, v in codec.info.items() if k != "digest"}}
     world = WorldConfig(
         name=config.data.world,
         title=config.data.title,
@@ -110,12 +110,12 @@ def export_run(stage: FlowMatching, progress: Progress) -> Path:
         width=width,
         fps=data.fps,
         model=stage.model_config,
-        codec=stage.codec.config,
+        codec=codec.config,
         sampler=stage.sampler(),
         actions=data.spec,
         provenance=provenance(config, data, progress, codec_info),
     )
     folder = stage.context.folder / "export"
     spawns = pick_spawns(data, world.sampler.window)
-    export_world(folder, world, stage.model.state_dict(), stage.codec.codec.state_dict(), spawns, card(world))
+    export_world(folder, world, stage.model.state_dict(), codec.codec.state_dict(), spawns, card(world))
     return folder

@@ -90,7 +90,10 @@ class Precision(Enum):
 
 @dataclass
 class DiTOptions:
-    """The free part of DiTConfig; channel and action widths follow from codec and data."""
+    """The free part of DiTConfig; channel and action widths follow from codec and data.
+
+    text_dim, text_len: of prompt embeddings (0: no prompts); camera: poses move a camera. Both only for data of `train.prepare`.
+    """
 
     dim: int = 320
     layers: int = 8
@@ -100,6 +103,9 @@ class DiTOptions:
     freq_dim: int = 256
     activation: str = "relu2"
     eps: float = 1e-6
+    text_dim: int = 0
+    text_len: int = 512
+    camera: bool = False
 
 
 @dataclass

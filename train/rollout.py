@@ -20,12 +20,29 @@ from torch import Tensor
 
 from worldmodel.config import DiTConfig
 from worldmodel.diffusion import sample
-from worldmodel.models.kv_cache import KVCache
+from worldmodel.models.kv_cache import FrozenCache, KVCache
 
 BlockDenoiser = Callable[[Tensor, float, float, slice], Tensor]
 """(noisy, sigma, end, block) -> velocity of the chunk at the frames `block` of the rollout, against the cache."""
 
 Link = list[tuple[Tensor, Tensor]]
+
+
+class LastingCache(KVCache):
+    """A cache for rollouts that its ring holds whole: what a pass saw is still there at backward, when it may be made again."""
+
+    def seen(self) -> SeenFrames:
+        """What a pass sees now, to be seen again when the cache has moved on."""
+        return SeenFrames(self.store[..., : self.filled * self.tokens, :], 0)
+
+
+class SeenFrames(FrozenCache):
+    """Past frames as they stay; the chunk of a pass is put behind them and kept nowhere."""
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """As `KVCache.extend` with gradients."""
+        keys, values = self.visible(layer)
+        return torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
 
 
 class CarryingCache(KVCache):
@@ -84,9 +101,14 @@ def rollout_cache(
     dtype: torch.dtype,
     carried: bool = False,
     cameras: bool = False,
+    frames: int = 0,
 ) -> KVCache:
-    """An empty cache for rollouts of `batch` latents of `latent_hw`, in the type that attention computes in."""
-    return (CarryingCache if carried else KVCache)(
+    """An empty cache for rollouts of `batch` latents of `latent_hw`, in the type that attention computes in.
+
+    frames: of the longest rollout, where that is known (0: it is not).
+    """
+    kind = CarryingCache if carried else LastingCache if 0 < frames <= window else KVCache
+    return kind(
         layers=config.layers,
         heads=config.heads * (2 if cameras else 1),
         head_dim=config.head_dim,
@@ -134,7 +156,8 @@ def self_rollout(
 
         clean = sample(step, noise[:, block], sigmas, kind, lambda i, number=number: renoise(number, i))  # type: ignore[misc]
         chunks.append(clean)
-        commit(denoise, cache, context(number, clean.detach()), block, context_sigma)
+        if block.stop < noise.shape[1]:  # nothing comes behind the last
+            commit(denoise, cache, context(number, clean.detach()), block, context_sigma)
     return torch.cat(chunks, dim=1)
 
 

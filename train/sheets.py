@@ -83,12 +83,12 @@ def teacher_sheet(path: Path, stage: FlowMatching) -> None:
     def denoise(noisy: torch.Tensor, sigma: float, end: float) -> torch.Tensor:
         level = torch.full(noisy.shape[:2], sigma, device=noisy.device)
         with stage.context.autocast():
-            return stage.model(noisy, level, actions=batch.action, layout=stage.layout).float()
+            return stage.model(noisy, level, layout=stage.layout, **batch.conditions()).float()
 
     with torch.compiler.set_stance("force_eager"):
         made = sample(denoise, noise, euler_sigmas(TEACHER_STEPS, stage.options.shift))
         rows: list[tuple[str, np.ndarray]] = []
         for name, latents in (("real", batch.latent), ("teacher", made)):
-            pictures = stage.codec.codec.decode(latents[:, ::2].flatten(0, 1)).unflatten(0, (latents.shape[0], -1))
+            pictures = stage.recorded.trained.codec.decode(latents[:, ::2].flatten(0, 1)).unflatten(0, (latents.shape[0], -1))
             rows += [(name, to_uint8(clip).cpu().numpy()) for clip in pictures]
     write_rows(path, [rows[0], rows[2], rows[1], rows[3]])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from train.data import ClipBatch
 from train.distributed import copy_whole
 from train.rollout import commit, rollout_cache
 from train.stages.base import Context
@@ -31,9 +32,9 @@ class _Graph:
 
 
 class Student:
-    """`begin` a rollout with its actions, then use `denoise` and `cache` with `train.rollout.self_rollout`.
+    """`begin` a rollout with its conditions, then use `denoise` and `cache` with `train.rollout.self_rollout`.
 
-    carried: see train.rollout. graphs: False for a few rollouts only, which capturing would not pay for.
+    carried, frames: see train.rollout. graphs: False for a few rollouts only, which capturing would not pay for.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class Student:
         batch: int,
         carried: bool = False,
         graphs: bool = True,
+        frames: int = 0,
     ) -> None:
         self._model, self._context, self._context_sigma = model, context, sampler.context_sigma
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._copy: DiT | None = None
-        wanted = graphs and context.dtype is torch.bfloat16 and not context.config.train.fsdp
+        # launches are not what passes of large networks with prompts wait for
+        wanted = graphs and context.dtype is torch.bfloat16 and not (context.config.train.fsdp or model.cfg.text_dim)
         if wanted and context.device.type == "cuda":
             self._copy = DiT(model.cfg).to(context.device, torch.bfloat16).requires_grad_(False)
         self.cache = rollout_cache(
@@ -62,13 +65,15 @@ class Student:
             context.device,
             context.dtype,
             carried,
+            model.cfg.camera,
+            frames,
         )
 
     @torch.no_grad()
-    def begin(self, actions: Tensor, changed: bool = True) -> None:
-        """Forget the last rollout. actions (B,T,A) of the next; changed: whether the student has been trained since."""
+    def begin(self, clips: ClipBatch, changed: bool = True) -> None:
+        """Forget the last rollout. clips: what the next is conditioned on; changed: whether the student has been trained since."""
         self.cache.reset()
-        self._actions = actions
+        self._clips = clips
         if self._copy is not None and changed:
             copy_whole(self._copy, self._model)
 
@@ -80,13 +85,13 @@ class Student:
 
     def denoise(self, noisy: Tensor, sigma: float, end: float, block: slice) -> Tensor:
         """float32 velocity of the frames `block`, noisy (B,chunk,C,H,W) at level sigma, behind what the cache holds."""
-        actions = self._actions[:, block]
+        part = self._clips.cut(block.start, block.stop)
         level, until = (torch.full(noisy.shape[:2], value, device=noisy.device) for value in (sigma, end))
         if self._copy is not None and not torch.is_grad_enabled():
-            return self._replay(noisy, level, until, actions)
+            return self._replay(noisy, level, until, part.action)
         # compiled blocks would be compiled anew for every layer and fill of the cache
         with self._context.autocast(), torch.compiler.set_stance("force_eager"):
-            return self._model(noisy, level, actions=actions, cache=self.cache, end=until).float()
+            return self._model(noisy, level, cache=self.cache, end=until, **part.conditions()).float()
 
     def _replay(self, noisy: Tensor, level: Tensor, end: Tensor, actions: Tensor) -> Tensor:
         assert self._copy is not None

@@ -82,6 +82,12 @@ def trajectories(
     return Trajectories(open_array(final, plan.pairs), grid[::every].float(), numbers, _seconds(clock))
 
 
+def imagined(plan: Plan) -> Trajectories:
+    """What `trajectories` would make, without its content or its memory: for counting bytes."""
+    states = np.broadcast_to(np.float16(0), (plan.pairs, plan.kept + 1, *plan.shape))
+    return Trajectories(states, shifted_grid(plan.levels, plan.shift)[:: plan.levels // plan.kept].float(), torch.arange(0), 0.0)
+
+
 def _seconds(clock: Path) -> float:
     """What the file beside a stored set says of its making; 0 if there is none."""
     value = (read_json(clock) or {}).get("seconds")

@@ -84,12 +84,12 @@ def load_codec(path: str, device: torch.device) -> LoadedCodec:
     return LoadedCodec(codec, config, file_digest(folder / "codec.safetensors"), info)
 
 
-def check_codec(codec: LoadedCodec, config: RunConfig) -> None:
-    """Raise ConfigError if a network that the run builds on knows the latents of another codec than `codec`."""
+def check_codec(names: set[str], config: RunConfig) -> None:
+    """Raise ConfigError if a network that the run builds on knows the latents of another codec than the one of these names."""
     for key in ("init", "teacher"):
         place = getattr(config, key)
         known = _codecs_of(Path(place)) if place else set()
-        if known and not known & codec.names:
+        if known and not known & names:
             raise ConfigError(
                 f"{key}={place} was trained on the latents of another codec than codec={config.codec}: give the codec that it "
                 "was trained with (a world folder holds its own), or train it anew with this one"
@@ -118,7 +118,7 @@ def load_network(path: str, module: torch.nn.Module, target: str = "model", key:
     """Start `module` from a run (its newest averaged weights) or from a world folder. Raises ConfigError or CheckpointError.
 
     key: the setting that `path` came from, for messages. A flow map takes the embedding of a step's end from that of its start
-    where the weights have none.
+    where the weights have none; a camera branch that they lack begins at zero.
     """
     folder = Path(path)
     saved = states.load_latest(folder / "state", lambda text: None) if (folder / "state").is_dir() else None
@@ -128,6 +128,7 @@ def load_network(path: str, module: torch.nn.Module, target: str = "model", key:
         tensors = _read(_exported(path, "model.safetensors", key) / "model.safetensors")
     if any(name.startswith("end_noise.") for name in module.state_dict()):
         tensors = {f"end_{n}": t for n, t in tensors.items() if n.startswith("noise.")} | tensors
+    tensors = {n: t for n, t in module.state_dict().items() if ".camera_out." in n} | tensors
     try:
         module.load_state_dict({k: v.float() for k, v in tensors.items()})
     except RuntimeError as error:

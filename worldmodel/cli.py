@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         "--config",
         required=True,
         metavar="NAME|FILE",
-        help="wan2.1-t2v-1.3b, wan2.1-t2v-14b, ...-camera, or the model's config.json",
+        help="wan2.1-t2v-1.3b, wan2.1-t2v-14b, ...-camera, the model's config.json, or the folder of an export",
     )
     add("--entry", metavar="NAME", help="which of several nets in the file: generator, generator_ema, ...")
     add("--to", choices=("ours", "reference"), default="ours", help="the layout to write (default: ours)")

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from worldmodel.config import DiTConfig
+from worldmodel.config import DiTConfig, from_dict
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.models.dit import DiT
 from worldmodel.models.wan.keys import config_from_reference, from_reference, reference_names
@@ -49,18 +49,23 @@ class Conversion:
 
 
 def named_config(name: str) -> DiTConfig:
-    """A name in `CONFIGS` (with ``-camera``: plus the projective camera branch), or a public config.json. Raises ConfigError."""
+    """A name in `CONFIGS` (with ``-camera``: plus the projective camera branch), a public config.json, or the folder of a world or
+    of a run's export. Raises ConfigError.
+    """
     plain = name.removesuffix(CAMERA)
     if plain in CONFIGS:
         return config_from_reference(CONFIGS[plain], camera=plain != name)
     path = Path(name)
+    path = next((path / own for own in ("model.json", "config.json") if (path / own).is_file()), path)
     if not path.is_file():
         known = ", ".join([*CONFIGS, *(n + CAMERA for n in CONFIGS)])
-        raise ConfigError(f"no config called {name!r}: give {known}, or the model's config.json")
+        raise ConfigError(f"no config called {name!r}: give {known}, the model's config.json, or the folder of an export")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON ({error}): download it again, or give one of {', '.join(CONFIGS)}") from error
+    if isinstance(data, dict) and isinstance(data.get("model"), dict):
+        return _own_config(path, data["model"])
     numbers = isinstance(data, dict) and all(isinstance(v, int | float) for k, v in data.items() if k not in _IRRELEVANT)
     if not numbers:
         raise ConfigError(
@@ -68,6 +73,14 @@ def named_config(name: str) -> DiTConfig:
         )
     camera = bool(data.pop("camera", False))
     return config_from_reference({k: v for k, v in data.items() if k not in _IRRELEVANT}, camera)
+
+
+def _own_config(path: Path, data: object) -> DiTConfig:
+    """Of a network of ours that the published layout has names for."""
+    config = from_dict(DiTConfig, data, "model")
+    if config.action_dim or config.flow_map or not config.text_dim or config.activation != "gelu_tanh":
+        raise ConfigError(f"{path} describes a network of another kind than Wan's (actions, flow maps): it has no published layout")
+    return config
 
 
 def convert_file(source: Path, target: Path, config: DiTConfig, entry: str | None = None, to_reference: bool = False) -> Conversion:

@@ -67,7 +67,10 @@ def rollout(rec: Recorded, model: DiT, carried: bool) -> Tensor:
     def renoise(number: int, step: int) -> Tensor:
         return next(rec.draws).view(len(noise), -1, *noise.shape[2:])
 
-    return self_rollout(denoise, cache, noise, lambda n: first if n == 0 and first else steps, renoise, context=context)
+    made = self_rollout(denoise, cache, noise, lambda n: first if n == 0 and first else steps, renoise, context=context)
+    if not rec.camera:
+        next(rec.draws)  # the published code commits the last chunk as well, which nothing comes behind
+    return made
 
 
 def _score(rec: Recorded, made: Tensor) -> tuple[Tensor, Tensor, Tensor]:

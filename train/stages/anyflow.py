@@ -15,7 +15,8 @@ from torch import Tensor
 from train.data import ClipBatch, Draws
 from train.objectives import beta_weight, flow_map_target
 from train.stage_options import AnyflowStage
-from train.stages.dmd import DistributionMatching, cut
+from train.stages.dmd import DistributionMatching
+from train.stages.flow import Pass
 from worldmodel.config import SamplerConfig
 from worldmodel.diffusion import add_noise, euler_sigmas, shift_sigma, velocity_target
 
@@ -48,7 +49,7 @@ class AnyFlow(DistributionMatching):
     def first_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow-map loss on data under teacher forcing, one (t, r) per chunk."""
         own, chunk = self._own, self.sampler().chunk
-        batch = cut(batch, 0, own.clip_frames)
+        batch = batch.cut(0, own.clip_frames)
         count = own.clip_frames // chunk
         a, b = (shift_sigma(draws.uniform(name, count), own.shift).repeat_interleave(chunk, dim=1) for name in ("map_t", "map_r"))
         kind = draws.uniform("map_kind")[:, None]
@@ -79,6 +80,12 @@ class AnyFlow(DistributionMatching):
         grid = euler_sigmas(steps, self.own.shift)
         exit_step = draws.shared(purpose, steps)
         return sorted({1.0, *grid[exit_step : exit_step + 2]}, reverse=True)
+
+    def passes(self) -> list[Pass]:
+        """All jumps of a rollout keep theirs."""
+        dream, *others = super().passes()
+        data = [Pass("model", self.layout, self.own.clip_frames, share=dream.share)] if self._own.cotrain else []
+        return [dream] * min(3, 1 + max(self.own.student_steps)) + data + others
 
     def jumps(self) -> tuple[str, bool]:
         return "flow_map", True

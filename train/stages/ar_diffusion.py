@@ -18,6 +18,7 @@ from torch import Tensor
 from train.data import ClipBatch, Draws
 from train.distributed import Ranks
 from train.export import export_run
+from train.latents import RecordedLatents
 from train.options import Forcing
 from train.rollout import compare_rollouts, self_rollout
 from train.sheets import rollout_sheet
@@ -69,7 +70,7 @@ class ArDiffusion(FlowMatching):
             def denoise(noisy: Tensor, sigma: float, end: float, clean: Tensor = context) -> Tensor:
                 levels = torch.full(shape[:2], sigma, device=noisy.device)
                 with self.context.autocast():
-                    return self.model(noisy, levels, actions=batch.action, layout=self.layout, clean=clean).float()
+                    return self.model(noisy, levels, layout=self.layout, clean=clean, **batch.conditions()).float()
 
             def fresh(i: int, own_round: int = own_round) -> Tensor:
                 return draws.normal(f"own_noise_{own_round}_{i}", *shape[1:])
@@ -84,10 +85,12 @@ class ArDiffusion(FlowMatching):
         over repeating the last real frame (first 8 dreamed frames). None where every held-out episode ends within the context."""
         sampler, frames = self.sampler(), self.options.clip_frames
         context = max(frames // 3 // sampler.chunk, 1) * sampler.chunk
-        clips = self.held_out.batch(self.held_out.sampler.spread(ROLLOUTS))
-        draws = Draws(0, 0, 0, Ranks(0, 1, self.context.device), ROLLOUTS)
-        student = Student(self.model, self.context, self.latent_shape, sampler, ROLLOUTS, graphs=False)
-        student.begin(clips.action)
+        # the cache of a large network is as large as its rollouts are many: no more of them than training makes
+        count = min(ROLLOUTS, self.options.batch) if self.model_config.text_dim else ROLLOUTS
+        clips = self.held_out.batch(self.held_out.sampler.spread(count))
+        draws = Draws(0, 0, 0, Ranks(0, 1, self.context.device), count)
+        student = Student(self.model, self.context, self.latent_shape, sampler, count, graphs=False)
+        student.begin(clips)
         student.see(clips.latent[:, :context])
         noise = draws.normal("noise", *clips.latent.shape[1:])
         made = self_rollout(
@@ -110,8 +113,8 @@ class ArDiffusion(FlowMatching):
 
     def sheet(self, path: Path, exported: Path | None) -> None:
         """Held-out frames above a rollout and above one-step predictions of the exported world."""
-        if exported is not None:
-            rollout_sheet(path, exported, self.data, self.context.device)
+        if exported is not None and isinstance(self.data, RecordedLatents):
+            rollout_sheet(path, exported, self.data.frames, self.context.device)
 
     def export(self, progress: Progress, final: bool) -> Path | None:
-        return export_run(self, progress)
+        return export_run(self, progress) if isinstance(self.data, RecordedLatents) else self.export_weights(progress)

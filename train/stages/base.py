@@ -44,12 +44,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Context:
-    """What every stage is given: settings, place in the process group, run folder, precision, and a way to tell people things."""
+    """What every stage is given: settings, place in the process group, run folder, precision, and a way to tell people things.
+
+    size: (H, W) of pictures that are not there: nothing is read, networks are shapes on the meta device (train.estimate).
+    """
 
     config: RunConfig
     ranks: Ranks
     folder: Path
     report: Report
+    size: tuple[int, int] | None = None
 
     @property
     def device(self) -> torch.device:

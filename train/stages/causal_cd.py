@@ -30,7 +30,11 @@ class CausalConsistency(Distillation):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.teacher, self.target = (network.requires_grad_(False) for network in (self.teacher_network(), self.network()))
-        self.grid = shifted_grid(self._own.levels, self._own.shift).float().to(context.device)
+        self.grid = self.levels_of_grid().to(context.device)
+
+    def levels_of_grid(self) -> Tensor:
+        """The falling noise levels (N,) that the loss is taken at, float32 on the CPU."""
+        return shifted_grid(self._own.levels, self._own.shift).float()
 
     def teacher_network(self) -> DiT:
         """What the student learns from: the network that it starts from."""

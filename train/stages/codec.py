@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from train.config import codec_config
 from train.data import Store
+from train.latents import open_frames
 from train.objectives import psnr, reconstruction
 from train.sheets import write_rows
 from train.stage_options import CodecStage
 from train.stages.base import Context, Progress, Stage, Update
-from train.stages.flow import open_frames
 from train.weights import export_codec
 from worldmodel.errors import ConfigError
 from worldmodel.models.codec import FrameCodec, to_float, to_uint8

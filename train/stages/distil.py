@@ -45,7 +45,7 @@ class Distillation(ArDiffusion):
         layout: who sees whom, by default as for the student.
         """
         with self.context.autocast():
-            out = network(noisy, sigma, actions=batch.action, action_keep=keep, layout=layout or self.layout, **(extra or {}))
+            out = network(noisy, sigma, layout=layout or self.layout, **batch.conditions(keep), **(extra or {}))
         return out.float()
 
     def guided(

@@ -25,7 +25,7 @@ from train.rollout import self_rollout
 from train.stage_options import DmdStage
 from train.stages.base import Context, Update
 from train.stages.distil import Distillation
-from train.stages.flow import dit_flops
+from train.stages.flow import Pass, dit_flops
 from train.student import Student
 from worldmodel.config import SamplerConfig
 from worldmodel.diffusion import add_noise, euler_sigmas, shift_sigma, to_clean, velocity_target
@@ -64,7 +64,8 @@ class DistributionMatching(Distillation):
         """What makes rollouts: the student against a cache."""
         sampler = self.sampler()
         carried = self.own.cache_gradient is CacheGradient.carried
-        return Student(self.model, self.context, self.latent_shape, sampler, self.own.batch, carried)
+        longest = max(self.own.rollout_frames, self.own.clip_frames)
+        return Student(self.model, self.context, self.latent_shape, sampler, self.own.batch, carried, frames=longest)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model, "critic": self.critic}
@@ -83,7 +84,7 @@ class DistributionMatching(Distillation):
 
     def make_clips(self, held_out: bool) -> Clips:
         frames = self.options.clip_frames if held_out else max(self.options.clip_frames, self.own.rollout_frames)
-        return Clips(self.data, self._latents, self._actions, frames, held_out)
+        return self.data.clips(frames, held_out)
 
     # -- what is scored --------------------------------------------------------------------------------------------------
 
@@ -108,7 +109,7 @@ class DistributionMatching(Distillation):
 
     def _predict(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
         """One step of the student from noised data, a list level per chunk, all frames at once."""
-        batch = cut(batch, 0, self.own.clip_frames)
+        batch = batch.cut(0, self.own.clip_frames)
         sigma, noise = self.sigma(draws, self.own.clip_frames), draws.normal("dream", *batch.latent.shape[1:])
         noisy = add_noise(batch.latent, noise, sigma)
         extra = self.clean_context(batch, draws)
@@ -118,9 +119,9 @@ class DistributionMatching(Distillation):
         own, chunk, student = self.own, self.sampler().chunk, self.student
         longer = (own.rollout_frames - own.clip_frames) // chunk
         last = own.clip_frames + chunk * draws.shared("length", longer + 1)
-        batch, context = cut(batch, 0, last), own.context_frames
+        batch, context = batch.cut(0, last), own.context_frames
         kind, every_step = self.jumps()
-        student.begin(batch.action, self._stale)
+        student.begin(batch, self._stale)
         self._stale = False
         student.see(batch.latent[:, :context])
         made = self_rollout(
@@ -137,7 +138,7 @@ class DistributionMatching(Distillation):
         )
         latent = torch.cat((batch.latent[:, :context], made), dim=1)
         dreamed = torch.arange(last, device=latent.device) >= context
-        return cut(ClipBatch(latent, batch.action, batch.mask & dreamed), last - own.clip_frames, last)
+        return replace(batch, latent=latent, mask=batch.mask & dreamed).cut(last - own.clip_frames, last)
 
     def jumps(self) -> tuple[str, bool]:
         """Kind of sampler that makes a rollout, and whether all of its steps carry gradients (flow maps) or the last alone."""
@@ -187,7 +188,7 @@ class DistributionMatching(Distillation):
 
     def _anchor_loss(self, batch: ClipBatch, draws: Draws) -> Tensor:
         """Regression of the student's predictions from noised real clips on these clips, at levels of its own list."""
-        real = cut(batch, 0, self.own.clip_frames)
+        real = batch.cut(0, self.own.clip_frames)
         noise = draws.normal("anchor_noise", *real.latent.shape[1:])
         sigma = self._list_levels(draws, self.own.clip_frames // self.sampler().chunk).repeat_interleave(
             self.sampler().chunk, dim=1
@@ -203,7 +204,7 @@ class DistributionMatching(Distillation):
             self.velocity(self.critic, noisy, sigma, dream, layout=WHOLE), velocity_target(dream.latent, noise), dream.mask
         )
         with torch.no_grad():  # the teacher on real clips: a critic that follows is about as good on dreams
-            real = cut(batch, batch.latent.shape[1] - self.own.clip_frames, batch.latent.shape[1])
+            real = batch.cut(batch.latent.shape[1] - self.own.clip_frames, batch.latent.shape[1])
             noise, sigma, noisy = self._noised(real.latent, draws)
             known = self.velocity(self.teacher, noisy, sigma, real, layout=WHOLE)
             reference = flow_matching(known, velocity_target(real.latent, noise), real.mask)
@@ -231,6 +232,14 @@ class DistributionMatching(Distillation):
         """Nothing: held-out rollouts say how good the student is (`rollout_statistics`), its loss does not."""
         return {}
 
+    def passes(self) -> list[Pass]:
+        own, share, sampler = self.own, 1 / self.own.critic_updates, self.sampler()
+        rollout = own.source is Source.rollout
+        seen = Layout.causal(sampler.chunk, sampler.window, sink=sampler.sink) if rollout else self.layout
+        dream = Pass("model", seen, own.clip_frames, rollout, share)
+        anchor = [Pass("model", self.layout, own.clip_frames, share=share)] if own.anchor else []
+        return [dream, *anchor, Pass("critic", WHOLE, own.clip_frames)]
+
     def flops(self) -> float:
         """Of an average step: rollouts (half of the levels, and the commit pass), scores, backward."""
         one = dit_flops(self.model_config, self.tokens, WHOLE, self.own.clip_frames) * self.own.batch * self.own.accumulate
@@ -239,8 +248,3 @@ class DistributionMatching(Distillation):
         rollout = one * passes * frames if self.own.source is Source.rollout else one
         generator = rollout + 2 * one + (2 if self.own.guidance == 1.0 else 3) * one
         return generator / self.own.critic_updates + rollout + 4 * one
-
-
-def cut(batch: ClipBatch, start: int, stop: int) -> ClipBatch:
-    """Frames start..stop of every clip."""
-    return ClipBatch(batch.latent[:, start:stop], batch.action[:, start:stop], batch.mask[:, start:stop])

@@ -7,48 +7,61 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from train.config import dit_config, sampler_config
-from train.data import ClipBatch, Clips, Draws, Store, encode_latents
+from train.data import ClipBatch, Clips, Draws
 from train.distributed import Ranks, prepare
+from train.latents import RecordedLatents, open_latents
 from train.objectives import bell_weight, flow_matching
 from train.options import NoiseLevels, Weighting
 from train.stage_options import FlowStage
-from train.stages.base import Context, Stage, Update
-from train.unpack import Frames, unpack
-from train.weights import LoadedCodec, check_codec, load_codec, load_network
+from train.stages.base import Context, Progress, Stage, Update
+from train.weights import export_network, load_network
 from worldmodel.config import DiTConfig, SamplerConfig
 from worldmodel.diffusion import add_noise, shift_sigma, velocity_target
 from worldmodel.errors import ConfigError
 from worldmodel.models.attention import Layout
-from worldmodel.models.codec import to_float
 from worldmodel.models.dit import DiT
 
 HELD_OUT_CLIPS = 64
 
 
-def open_frames(context: Context) -> Frames:
-    """The data set of the run, unpacked once (by rank 0)."""
-    from pathlib import Path
-
-    options = context.config.data
-    with context.ranks.main_first():
-        return unpack(Path(options.root), Path(options.cache) if options.cache else None, options.workers, context.report)
-
-
 def dit_flops(config: DiTConfig, tokens: int, layout: Layout, frames: int) -> float:
-    """Forward operations of one clip: 2 per multiply-add of dense layers, patch and head, and of visible query-key pairs."""
+    """Forward operations of one clip: 2 per multiply-add of dense layers, patch and head, and of visible query-key pairs.
+
+    With prompts also what makes their keys and values in every block; a camera branch attends a second time.
+    """
     mask = layout.frame_mask(frames)
     length = len(mask) * tokens
-    block = 4 * config.dim**2 + 2 * config.dim * config.ffn_dim
+    block = (5 if config.camera else 4) * config.dim**2 + 2 * config.dim * config.ffn_dim
     ends = (config.in_channels + config.out_channels) * config.patch**2 * config.dim
     per_frame = config.freq_dim * config.dim + config.dim**2 + 6 * config.dim**2
-    attention = 2 * 2 * int(mask.sum()) * tokens**2 * config.dim * config.layers
-    return 2.0 * length * (config.layers * block + ends) + 2.0 * len(mask) * per_frame + attention
+    attention = 2 * 2 * int(mask.sum()) * tokens**2 * config.dim * config.layers * (2 if config.camera else 1)
+    text = 0
+    if config.text_dim:
+        text = config.text_len * (config.text_dim * config.dim + config.dim**2)
+        text += config.layers * (2 * (length + config.text_len) * config.dim**2 + 2 * length * config.text_len * config.dim)
+    return 2.0 * length * (config.layers * block + ends) + 2.0 * len(mask) * per_frame + attention + 2.0 * text
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass over a clip of `frames` that keeps activations for `target`'s backward. cached: chunk by chunk against a cache.
+
+    share: of the steps that make it.
+    """
+
+    target: str
+    layout: Layout
+    frames: int
+    cached: bool = False
+    share: float = 1.0
 
 
 class FlowMatching(Stage):
@@ -59,23 +72,16 @@ class FlowMatching(Stage):
         options = context.config.stage
         assert isinstance(options, FlowStage)
         self.options = options
-        self.data = open_frames(context)
-        self.codec: LoadedCodec = load_codec(context.config.codec, context.device)
-        check_codec(self.codec, context.config)
-        with context.ranks.main_first():
-            latents = encode_latents(self.data, self._encode, self.codec.digest, context.device, context.report)
-        on_gpu = context.config.train.on_gpu
-        self._latents = Store(latents, context.device, on_gpu)
-        self._actions = Store(self.data.actions, context.device, on_gpu)
+        self.data = open_latents(context)
+        self.model_config = dit_config(context.config, self.data.shape[0], self.data.spec.width)
         self.clips, self.held_out = self.make_clips(False), self.make_clips(True)
-        self.model_config = dit_config(context.config, self.codec.config.channels, self.data.spec.width)
-        rows, cols = latents.shape[2], latents.shape[3]
+        self.latent_shape = self.data.shape
+        rows, cols = self.latent_shape[1:]
         if rows % self.model_config.patch or cols % self.model_config.patch:
             raise ConfigError(
                 f"a latent of {rows}x{cols} cannot be cut into patches of {self.model_config.patch}: change model.dit.patch"
             )
         self.tokens = rows * cols // self.model_config.patch**2
-        self.latent_shape = latents.shape[1:]
         self.model = self.network()
 
     def network(self, path: str | None = None, key: str = "init", config: DiTConfig | None = None) -> DiT:
@@ -86,18 +92,21 @@ class FlowMatching(Stage):
         context = self.context
         path = context.config.init if path is None else path
         torch.manual_seed(context.config.seed)  # initial weights only: all later randomness is derived
-        model = DiT(config or self.model_config).to(context.device)
-        if path:
+        with torch.device("cpu" if context.size is None else "meta"):
+            model = DiT(config or self.model_config)
+        model = model.to(context.device)
+        if path and context.size is None:
             load_network(path, model, key=key)
         return prepare(model, context.ranks, context.config.train, context.compiled)
 
-    def make_clips(self, held_out: bool) -> Clips:
-        return Clips(self.data, self._latents, self._actions, self.options.clip_frames, held_out)
+    @property
+    def recorded(self) -> RecordedLatents:
+        """The data, of a run on recorded episodes."""
+        assert isinstance(self.data, RecordedLatents)
+        return self.data
 
-    @torch.no_grad()
-    def _encode(self, pixels: Tensor) -> Tensor:
-        with self.context.autocast():
-            return self.codec.codec.encode(to_float(pixels))
+    def make_clips(self, held_out: bool) -> Clips:
+        return self.data.clips(self.options.clip_frames, held_out)
 
     @property
     @abstractmethod
@@ -134,9 +143,8 @@ class FlowMatching(Stage):
             velocity = self.model(
                 add_noise(batch.latent, noise, sigma),
                 sigma,
-                actions=batch.action,
-                action_keep=keep,
                 layout=self.layout,
+                **batch.conditions(keep),
                 **self.clean_context(batch, draws),
             )
         weight = bell_weight(sigma) if self.options.weighting is Weighting.bell else None
@@ -148,6 +156,22 @@ class FlowMatching(Stage):
             keep = draws.uniform("action") >= self.options.action_dropout
             loss = self.loss(self.clips.draw(draws), draws, keep)
             yield Update("model", loss, self.options.batch * self.options.clip_frames)
+
+    def export_weights(self, progress: Progress) -> Path:
+        """Write ``<run>/export`` with the network alone, in fp32; docs/video.md says how one plays it."""
+        stage = self.options.kind
+        info = {
+            "stage": stage,
+            "data": self.data.digest,
+            "codec": self.data.codec,
+            "step": progress.step,
+            "targets": progress.targets,
+        }
+        return export_network(self.context.folder / "export", self.model_config, self.model.state_dict(), info)
+
+    def passes(self) -> list[Pass]:
+        """The passes with gradients of a step's updates; those of one target are kept at the same time."""
+        return [Pass("model", self.layout, self.options.clip_frames)]
 
     def flops(self) -> float:
         one = dit_flops(self.model_config, self.tokens, self.layout, self.options.clip_frames)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from train.data import ClipBatch, Clips, Draws
+from train.data import ClipBatch, Draws
 from train.objectives import endpoint_regression
 from train.stage_options import CausvidStage, SelfForcingStage
 from train.stages import stored
@@ -25,7 +25,7 @@ class OdeThenDmd(DistributionMatching):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         own = self._both
-        self._pairs = Clips(self.data, self._latents, self._actions, own.clip_frames, False)
+        self._pairs = self.data.clips(own.clip_frames, False)
         self.stored = stored.store(self, own, self.teacher, WHOLE, own.trajectory_guidance, self._pairs)
 
     @property

@@ -6,11 +6,12 @@ import hashlib
 from typing import Protocol
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from train.data import ClipBatch, Clips
 from train.stages.distil import Distillation
 from train.stages.flow import dit_flops
-from train.trajectories import Plan, Trajectories, trajectories
+from train.trajectories import Plan, Trajectories, imagined, trajectories
 from worldmodel.models.attention import Layout
 from worldmodel.models.dit import DiT
 
@@ -24,9 +25,10 @@ class Stored(Protocol):
 
 
 def _key(network: DiT) -> str:
-    """A short name of a network's weights."""
+    """A short name of a network's weights. All ranks must call it."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -41,7 +43,7 @@ def store(stage: Distillation, own: Stored, teacher: DiT, layout: Layout, guidan
 
     plan = Plan(
         stage.data.folder,
-        f"{_key(teacher)} {layout} {guidance}",
+        f"{_key(teacher) if context.size is None else ''} {layout} {guidance}",
         own.pairs,
         own.levels,
         own.list_steps,
@@ -49,7 +51,9 @@ def store(stage: Distillation, own: Stored, teacher: DiT, layout: Layout, guidan
         context.config.seed,
         (options.clip_frames, *stage.latent_shape),
     )
-    with context.ranks.main_first():
+    if context.size is not None:
+        return imagined(plan)
+    with context.ranks.whole(), context.ranks.main_first():  # the first process makes them alone
         return trajectories(plan, clips.sampler.count, clips.batch, velocity, context.report, options.batch)
 
 

@@ -31,7 +31,7 @@ class TruncatedConsistency(CausalConsistency):
             )
         super().__init__(context)
         self.frozen = self.network().requires_grad_(False)
-        self.boundary = int((self.grid >= self._options.boundary).sum()) - 1  # the lowest level that is trained
+        self.boundary = int((self.levels_of_grid() >= self._options.boundary).sum()) - 1  # the lowest level that is trained
         if self.boundary < 0:
             raise ConfigError(f"stage.boundary {self._options.boundary} lies above every level of the grid: lower it")
 

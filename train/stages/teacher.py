@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import Tensor
 
 from train.data import Draws
+from train.latents import RecordedLatents
 from train.sheets import teacher_sheet
 from train.stages.base import Progress
 from train.stages.flow import FlowMatching
-from train.weights import export_network
 from worldmodel.models.attention import Layout
 
 
@@ -26,14 +26,8 @@ class Teacher(FlowMatching):
 
     def sheet(self, path: Path, exported: Path | None) -> None:
         """Real held-out clips above what the teacher makes of their actions alone."""
-        teacher_sheet(path, self)
+        if isinstance(self.data, RecordedLatents):
+            teacher_sheet(path, self)
 
     def export(self, progress: Progress, final: bool) -> Path | None:
-        info = {
-            "stage": "teacher",
-            "data": self.data.digest,
-            "codec": self.codec.digest,
-            "step": progress.step,
-            "targets": progress.targets,
-        }
-        return export_network(self.context.folder / "export", self.model_config, self.model.state_dict(), info)
+        return self.export_weights(progress)

@@ -45,14 +45,17 @@ class Block(nn.Module):
         self.ffn_in = nn.Linear(cfg.dim, cfg.ffn_dim)
         self.ffn_out = nn.Linear(cfg.ffn_dim, cfg.dim)
 
-    def forward(self, x: Tensor, modulation: Tensor, ctx: AttentionContext, text: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """x (B,T,S,D), modulation (B,T,6,D) per frame -> (B,T,S,D)."""
+    def forward(
+        self, x: Tensor, modulation: Tensor, ctx: AttentionContext, text: Tensor | tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """x (B,T,S,D), modulation (B,T,6,D) per frame -> (B,T,S,D). text: embedded (B,L,D), or its keys and values."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + modulation)[:, :, :, None].unbind(2)
         h = kernels.modulate(x, shift1, scale1, self.eps)
         x = kernels.gate_residual(x, self.attention(h.flatten(1, 2), self.layer, ctx).view_as(x), gate1)
         if self.cross is not None and self.cross_norm is not None:
             assert text is not None, "this model needs text"
-            x = x + self.cross(self.cross_norm(x).flatten(1, 2), text).view_as(x)
+            states = self.cross.states(text) if isinstance(text, Tensor) else text
+            x = x + self.cross(self.cross_norm(x).flatten(1, 2), states).view_as(x)
         h = kernels.modulate(x, shift2, scale2, self.eps)
         return kernels.gate_residual(x, self.ffn_out(_activation(self.ffn_in(h), self.activation)), gate2)
 
@@ -84,9 +87,13 @@ class DiT(nn.Module):
 
         Rows beyond Lc are zero before the text net and are attended like all others: there is no text mask (Wan 2.1).
         """
-        assert self.text is not None, "this model takes no text"
-        embedded = self.text(F.pad(text, (0, 0, 0, self.cfg.text_len - text.shape[1])))
+        embedded = self._embedded(text)
         return [block.cross.states(embedded) for block in self.blocks]  # type: ignore[operator, union-attr]
+
+    def _embedded(self, text: Tensor) -> Tensor:
+        assert self.text is not None, "this model takes no text"
+        weight: Tensor = self.text[0].weight  # type: ignore[assignment]
+        return self.text(F.pad(text.to(weight.dtype), (0, 0, 0, self.cfg.text_len - text.shape[1])))
 
     def make_cache(
         self, latent_hw: tuple[int, int], window: int, chunk: int = 1, sink: int = 0, batch: int = 1, cameras: bool = False
@@ -112,7 +119,7 @@ class DiT(nn.Module):
         sigma: Tensor,
         actions: Tensor | None = None,
         action_keep: Tensor | None = None,
-        text: TextStates | None = None,
+        text: TextStates | Tensor | None = None,
         cameras: tuple[Tensor, Tensor | None] | None = None,
         clean: Tensor | None = None,
         clean_sigma: Tensor | None = None,
@@ -123,9 +130,10 @@ class DiT(nn.Module):
         """Velocity (B,T,C,H,W) of noisy (B,T,C,H,W) at noise levels sigma in [0,1], (B,T) or (B,).
 
         actions (B,T,A) encoded, None = unknown; action_keep bool (B,) or (B,T), False hides the action. cameras: view matrices
-        (B,T,4,4) and intrinsics (B,T,3,3). With `clean` (B,T,C,H,W) the sequence is [clean | noisy] (teacher forcing), clean_sigma
-        (B,T) being the noise level of the context (default 0). With `cache`, the T frames continue the cached rollout. Flow maps
-        predict the average velocity from sigma down to the level `end` (B,T) (default: sigma itself).
+        (B,T,4,4) and intrinsics (B,T,3,3). text: `text_states`, or in training the text encoder's output itself. With `clean`
+        (B,T,C,H,W) the sequence is [clean | noisy] (teacher forcing), clean_sigma (B,T) being the noise level of the context
+        (default 0). With `cache`, the T frames continue the cached rollout. Flow maps predict the average velocity from sigma down
+        to the level `end` (B,T) (default: sigma itself).
         """
         ctx = self.context(noisy.shape, noisy.device, layout or Layout.bidirectional(), clean is not None, cameras, cache)
         return self.denoise(noisy, sigma, ctx, actions, action_keep, text, clean, clean_sigma, end)
@@ -137,7 +145,7 @@ class DiT(nn.Module):
         ctx: AttentionContext,
         actions: Tensor | None = None,
         action_keep: Tensor | None = None,
-        text: TextStates | None = None,
+        text: TextStates | Tensor | None = None,
         clean: Tensor | None = None,
         clean_sigma: Tensor | None = None,
         end: Tensor | None = None,
@@ -151,8 +159,10 @@ class DiT(nn.Module):
             x = torch.cat((self._tokens(clean), x), dim=1)
             e = torch.cat((self._condition(clean_sigma, actions, action_keep), e), dim=1)
         modulation = self.noise_projection(F.silu(e)).unflatten(-1, (6, -1))
+        # a block makes its own keys and values of the text: sharded weights are whole only while it runs
+        embedded = self._embedded(text) if isinstance(text, Tensor) else None
         for i, block in enumerate(self.blocks):
-            x = block(x, modulation, ctx, text[i] if text is not None else None)
+            x = block(x, modulation, ctx, text[i] if isinstance(text, list) else embedded)
         x, e = x[:, -frames:], e[:, -frames:]
         shift, scale = (self.head_modulation + e[:, :, None])[:, :, :, None].unbind(2)
         return self._latents(self.head(kernels.modulate(x, shift, scale, self.cfg.eps)), noisy.shape)
