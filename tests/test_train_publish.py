@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from train.publish import publish
-from worldmodel.checkpoint import load_world
+from worldmodel.checkpoint import export_world, load_world
 from worldmodel.errors import ConfigError
 
 
-def test_starting_places_are_kept_in_the_order_asked_for(tiny_world: Path, tmp_path: Path) -> None:
-    publish(tiny_world, tmp_path / "out", keep=[2, 0])
-    before, after = load_world(tiny_world), load_world(tmp_path / "out")
+@pytest.fixture
+def exported(tiny_world: Path, tmp_path: Path) -> Path:
+    """The tiny world as a training run would leave it."""
+    world = load_world(tiny_world)
+    data = {"frames": 9, "world": "tiny", "digest": "", "episodes": 1}
+    record = {"stage": "ar_diffusion", "data": data, "steps": 1, "frame_targets": 1, "codec": {}}
+    config = dataclasses.replace(world.config, provenance=record)
+    export_world(tmp_path / "export", config, world.model_state, world.codec_state, world.spawns, "# tiny\n")
+    return tmp_path / "export"
+
+
+def test_starting_places_are_kept_in_the_order_asked_for(exported: Path, tmp_path: Path) -> None:
+    publish(exported, tmp_path / "out", keep=[2, 0])
+    before, after = load_world(exported), load_world(tmp_path / "out")
     assert len(after.spawns) == 2
     for spawn, number in zip(after.spawns, (2, 0), strict=True):
         assert np.array_equal(spawn.frames, before.spawns[number].frames)
-    publish(tiny_world, tmp_path / "all")
+    publish(exported, tmp_path / "all")
     assert len(load_world(tmp_path / "all").spawns) == 3
 
 
-def test_a_starting_place_that_is_not_there_is_named(tiny_world: Path, tmp_path: Path) -> None:
+def test_a_starting_place_that_is_not_there_is_named(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no starting place 3: its places are 0 to 2"):
-        publish(tiny_world, tmp_path / "out", keep=[1, 3])
+        publish(exported, tmp_path / "out", keep=[1, 3])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_world_that_no_run_exported_is_refused(tiny_world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="was not exported by a training run"):
+        publish(tiny_world, tmp_path / "out")

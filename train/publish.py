@@ -52,6 +52,8 @@ def publish(
     """
     world = load_world(export)
     config = world.config
+    if "data" not in config.provenance:
+        raise ConfigError(f"{export} was not exported by a training run: give runs/NAME/export")
     own = list(world.spawns)
     if wrong := [n for n in keep or () if not 0 <= n < len(own)]:
         raise ConfigError(f"{export} has no starting place {wrong[0]}: its places are 0 to {len(own) - 1}")
