@@ -82,8 +82,9 @@ class View:
             return ""
         fresh = shell.started is not None and time.perf_counter() - shell.started < HINT_SECONDS
         by_hand = run.seat is not None and run.seat.mode == "player"
-        if run.generator.world.actions.axes and not self._window.grabbed and by_hand and (fresh or shell.touched):
-            return "click to look around with the mouse    F1  all keys    Esc  menu"
+        axes = run.generator.world.actions.axes
+        if axes and not self._window.grabbed and by_hand and (fresh or shell.touched):
+            return f"click to {axes[0].name} with the mouse    F1  all keys    Esc  menu"
         return "F1  all keys    Esc  menu" if fresh and not shell.touched else ""
 
     def _place(self) -> str:
