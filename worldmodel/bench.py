@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from worldmodel import runtime
-from worldmodel.action import NOOP
+from worldmodel.action import NOOP, ActionSpec
 from worldmodel.config import CodecConfig, DiTConfig, SamplerConfig, WorldConfig
 from worldmodel.errors import ConfigError
 from worldmodel.session import WorldSession
@@ -44,6 +44,7 @@ def random_video(device: torch.device, dtype: torch.dtype, window: int = 12) -> 
         family="wan",
         frames_per_latent=4,
         model=net,
+        actions=ActionSpec(),
         codec=CodecConfig(kind="taehv"),
         sampler=SamplerConfig(kind="consistency", shift=5.0, presets=(1, 2, 4), steps=2, window=window, first_steps=4),
     )
@@ -134,7 +135,13 @@ def _switch(session: Session, engine: str) -> None:
         return
     session._program, session.engine = None, "eager"
     if engine == COMPILE:
-        session.model.denoise = torch.compile(session.model.denoise, dynamic=False)  # type: ignore[method-assign]
+        plain = session.model.denoise
+        steady = torch.compile(plain, dynamic=False)
+
+        def denoise(*args: Any, **kwargs: Any) -> torch.Tensor:  # not compiled anew for every fill of the cache
+            return (steady if session.cache.full else plain)(*args, **kwargs)
+
+        session.model.denoise = denoise  # type: ignore[method-assign]
     elif engine == "compiled":
         assert isinstance(session, WorldSession)
         session.start_compile()
