@@ -94,6 +94,7 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
         | BOTTOM
         | {
             "worldmodel.game",
+            "worldmodel.bench",
             "worldmodel.data",
             "worldmodel.session",
             "worldmodel.runtime",
