@@ -13,7 +13,7 @@ test: $(VENV)/.developer
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/.player
-	$(BIN)/python play.py --headless --agent random --frames 300 --fps max --compile on
+	$(BIN)/python play.py --bench --compile on
 
 lint: $(VENV)/.developer
 	$(BIN)/ruff check .

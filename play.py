@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if flags.list:
             return list_worlds()
-        return start(flags)
+        return run_bench(flags) if flags.bench else start(flags)
     except WorldModelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,6 +65,9 @@ def parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="list the bundled and the published worlds and stop")
     add("--version", action="version", version=f"worldmodel {__version__}")
     add("--dry-run", action="store_true", help="print what would be played, as JSON, without touching the device")
+    add("--bench", action="store_true", help="time the engines on this machine, print a result card and stop (--frames: actions)")
+    add("--size", choices=("1.3b",), help="with --bench: a network of this size at 832x480, random weights")
+    add("--force", action="store_true", help="with --size: on a CPU, too")
     group = p.add_argument_group("the world")
     group.add_argument("--revision", metavar="R", help="of a world on the hub: branch, tag or commit (default: main)")
     group.add_argument("--offline", action="store_true", help="fetch nothing; play what is here")
@@ -124,8 +127,20 @@ def _print_line(name: str, path: Path) -> None:
     print(f"{name:<28} {line}".rstrip())
 
 
+def run_bench(flags: argparse.Namespace) -> int:
+    """Time the engines of a world, or of a random network of a given size."""
+    folder = None if flags.size else _preview(flags.world or flags.name or DEFAULT_WORLD, flags)[1]
+    from worldmodel import bench
+
+    out = flags.stats or Path("runs") / "bench.json"
+    world = None if folder is None else str(folder)
+    return bench.run(world, flags.size, flags.device or "auto", flags.frames or 200, flags.compile == "on", flags.force, out)
+
+
 def start(flags: argparse.Namespace) -> int:
     """Resolve the flags and play."""
+    if flags.size or flags.force:
+        raise ConfigError("--size and --force belong to --bench: add it, or leave them out")
     made_by = _replayed(flags)
     if flags.name and flags.world and flags.name != flags.world:
         raise ConfigError(f"two worlds are asked for, {flags.name!r} and --world {flags.world!r}: give one")

@@ -39,14 +39,20 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     ),
     "worldmodel.checkpoint": (BOTTOM | {"worldmodel.models", "worldmodel.runtime", "worldmodel.sums", "worldmodel.cli"}, None),
     "worldmodel.compiled": (BOTTOM | {"worldmodel.models", "worldmodel.checkpoint", "worldmodel.runtime"}, {"torch", "numpy"}),
+    "worldmodel.frame_program": (BOTTOM | {"worldmodel.models", "worldmodel.diffusion"}, {"torch"}),
+    "worldmodel.bench": (
+        BOTTOM | {"worldmodel", "worldmodel.models", "worldmodel.runtime", "worldmodel.session", "worldmodel.video_session"},
+        {"torch"},
+    ),
     "worldmodel.session": (
         BOTTOM
+        | {"worldmodel.frame_program"}
         | {"worldmodel.models", "worldmodel.kernels", "worldmodel.diffusion"}
         | {"worldmodel.checkpoint", "worldmodel.runtime", "worldmodel.compiled"},
         {"torch", "numpy"},
     ),
     "worldmodel.video_session": (
-        BOTTOM | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime"},
+        BOTTOM | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime", "worldmodel.frame_program"},
         {"torch", "numpy"},
     ),
     "worldmodel.video_world": (
@@ -89,6 +95,7 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
         | BOTTOM
         | {
             "worldmodel.game",
+            "worldmodel.bench",
             "worldmodel.data",
             "worldmodel.session",
             "worldmodel.runtime",

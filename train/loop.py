@@ -14,11 +14,12 @@ from train import guards
 from train import state as states
 from train.distributed import load_whole
 from train.events import Every, budget, stop_signals
-from train.monitor import Averages, Console, MetricsFile, Speed, clock_text, matmul_peak, plot, progress_text, read_metrics
+from train.monitor import Averages, Console, MetricsFile, Speed, clock_text, plot, progress_text, read_metrics
 from train.optim import Ema, Optimisers, learning_rate
 from train.record import done
 from train.stages.base import Context, Progress, Stage
 from worldmodel.errors import ConfigError, WorldModelError
+from worldmodel.runtime import matmul_peak
 
 
 class DivergedError(WorldModelError):

@@ -9,31 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 PLAIN_SECONDS = 10.0
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Measured FLOP/s of a large square matrix product in `dtype`: the machine's practical ceiling, taken once at start."""
-    size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(4):  # the first warms up
-        _wait(device)
-        start = time.perf_counter()
-        rounds = 5 if device.type == "cuda" else 2
-        for _ in range(rounds):
-            a @ b
-        _wait(device)
-        best = max(best, rounds * 2 * size**3 / (time.perf_counter() - start))
-    return best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def clock_text(seconds: float) -> str:

@@ -127,6 +127,22 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Measured FLOP/s of a large square matrix product in `dtype`: the machine's practical ceiling, taken once at start."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(4):  # the first warms up
+        synchronize(device)
+        start = time.perf_counter()
+        rounds = 5 if device.type == "cuda" else 2
+        for _ in range(rounds):
+            a @ b
+        synchronize(device)
+        best = max(best, rounds * 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
 @contextmanager
 def stopwatch(into: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
     """Add the milliseconds of the block, device work included, to ``into[name]``."""

@@ -20,6 +20,7 @@ from worldmodel.checkpoint import LoadedWorld, Spawn, load_world
 from worldmodel.config import MOST_STEPS, WorldConfig, find_world
 from worldmodel.diffusion import euler_sigmas, sample
 from worldmodel.errors import ConfigError
+from worldmodel.frame_program import FrameProgram, Given
 from worldmodel.models.attention import Layout
 from worldmodel.models.codec import to_float, to_uint8
 from worldmodel.models.kv_cache import CacheSnapshot
@@ -121,6 +122,7 @@ class WorldSession:
         levels = (*self.sigmas, sampler.context_sigma, 0.0)
         self._sigma = {s: torch.full((1, sampler.chunk), s, device=device) for s in levels}
         self.engine = "eager"
+        self._program: FrameProgram | None = None
         self._pending: tuple[Tensor, Tensor] | None = None
         self._commit_ms = 0.0
         self.seed = self.index = 0
@@ -167,13 +169,7 @@ class WorldSession:
         timing = {"commit": self._commit_ms}
         self.index += 1  # the first frame of the chunk: its noise is derived from it
         with runtime.stopwatch(timing, "denoise", self._device):
-            clean = sample(
-                lambda noisy, sigma, end: self._pass(noisy, sigma, encoded, end),
-                self._noise("noise"),
-                self.sigmas,
-                self.config.sampler.kind,
-                lambda i: self._noise("renoise", i),
-            )
+            clean = self._denoise(encoded)
         with runtime.stopwatch(timing, "decode", self._device):
             rgb = to_uint8(self.codec.decode(clean[0].contiguous(memory_format=torch.channels_last))).cpu().numpy()
         self._pending = (clean, encoded)
@@ -247,7 +243,7 @@ class WorldSession:
 
         Frames may differ from eager ones in the last bits.
         """
-        if self.engine == "compiled" or self.poll_compile() != "ready" or not self.cache.full:
+        if self.engine != "eager" or self.poll_compile() != "ready" or not self.cache.full:
             return False
         self.finish()
         if not (always or self._compiled_wins()):
@@ -255,6 +251,13 @@ class WorldSession:
             return False
         self.engine = "compiled"
         return True
+
+    def use_program(self, capture: bool) -> None:
+        """Run whole frames as a `FrameProgram` from the next step on; capture: as CUDA graphs."""
+        self.finish()
+        sampler = self.config.sampler
+        self._program = FrameProgram(self.model, self.cache, sampler.kind, sampler.context_sigma, capture)
+        self.engine = "graphs" if capture else "program"
 
     @torch.inference_mode()
     def _compiled_wins(self) -> bool:
@@ -283,7 +286,22 @@ class WorldSession:
             return velocity
         return self.model.denoise(noisy, self._sigma[sigma], ctx, actions, end=self._sigma[end])
 
+    def _denoise(self, encoded: Tensor) -> Tensor:
+        noise = self._noise("noise")
+        if self._program is not None:
+            return self._program.denoise(noise, self.sigmas, lambda i: self._noise("renoise", i), Given(encoded))
+        return sample(
+            lambda noisy, sigma, end: self._pass(noisy, sigma, encoded, end),
+            noise,
+            self.sigmas,
+            self.config.sampler.kind,
+            lambda i: self._noise("renoise", i),
+        )
+
     def _commit(self, clean: Tensor, actions: Tensor) -> None:
+        if self._program is not None:
+            self._program.commit(clean, Given(actions))
+            return
         level = self.config.sampler.context_sigma
         self._pass(clean, level, actions, level)
         self.cache.commit()

@@ -21,6 +21,7 @@ from worldmodel.action import NOOP, Action, ActionSpec, Axis, Button
 from worldmodel.config import MOST_STEPS, WorldConfig
 from worldmodel.diffusion import euler_sigmas, sample
 from worldmodel.errors import ConfigError
+from worldmodel.frame_program import FrameProgram, Given
 from worldmodel.models.attention import Layout
 from worldmodel.models.camera import TURN, advance, intrinsics
 from worldmodel.models.codec import to_uint8
@@ -107,6 +108,7 @@ class VideoSession:
             raise ConfigError(f"steps must lie in 1 to {MOST_STEPS}, got {self.steps}: the world was made for {sampler.steps}")
         if sampler.kind != "consistency":
             raise ConfigError(f"this client plays few-step students, but {config.name!r} has the sampler {sampler.kind!r}")
+        self._program: FrameProgram | None = None
         self._device, self._dtype, self.device_note, self.threads = device, dtype, "", torch.get_num_threads()
         self.model, self.stream = model.to(device, dtype).eval(), VideoDecoder(decoder.to(device, dtype).eval())
         self.frames_per_action = sampler.chunk * config.frames_per_latent
@@ -199,8 +201,7 @@ class VideoSession:
             timing: dict[str, float] = {}
             clean, views = self._pending
             with runtime.stopwatch(timing, "commit", self._device):
-                self._pass(clean, self.config.sampler.context_sigma, views)
-                self.cache.commit()
+                self._commit(clean, views)
             self._pending, self._commit_ms = None, timing["commit"]
 
     def append(self, rgb: np.ndarray, action: Action) -> Frame:
@@ -224,6 +225,13 @@ class VideoSession:
         self.seed, self.index, self.frame = snapshot.seed, snapshot.index, snapshot.frame
         return self.frame
 
+    def use_program(self, capture: bool) -> None:
+        """Run whole chunks as a `FrameProgram` from the next step on; capture: as CUDA graphs."""
+        self.finish()
+        sampler = self.config.sampler
+        self._program = FrameProgram(self.model, self.cache, sampler.kind, sampler.context_sigma, capture)
+        self.engine = "graphs" if capture else "program"
+
     def close(self) -> None:
         """Nothing to stop. Safe to call twice."""
 
@@ -239,13 +247,7 @@ class VideoSession:
         timing, number = {"commit": self._commit_ms}, self.cache.position
         views = self._move(motion, first)
         with runtime.stopwatch(timing, "denoise", self._device):
-            clean = sample(
-                lambda noisy, sigma, _: self._pass(noisy, sigma, views),
-                self._noise("noise", number),
-                self._levels(first),
-                "consistency",
-                lambda i: self._noise("renoise", number, i),
-            )
+            clean = self._denoise(number, self._levels(first), views)
         return self._shown(clean, views, timing)
 
     def _shown(self, clean: Tensor, views: Tensor | None, timing: dict[str, float]) -> tuple[Frame, ...]:
@@ -268,8 +270,31 @@ class VideoSession:
             views.append(np.linalg.inv(self._pose))
         return torch.from_numpy(np.stack(views).astype(np.float32)).to(self._device)[None]
 
+    def _denoise(self, number: int, levels: Sequence[float], views: Tensor | None) -> Tensor:
+        noise = self._noise("noise", number)
+        if self._program is not None:
+            given = Given(None, self._text, self._cameras(views))
+            return self._program.denoise(noise, levels, lambda i: self._noise("renoise", number, i), given)
+        return sample(
+            lambda noisy, sigma, _: self._pass(noisy, sigma, views),
+            noise,
+            levels,
+            "consistency",
+            lambda i: self._noise("renoise", number, i),
+        )
+
+    def _commit(self, clean: Tensor, views: Tensor | None) -> None:
+        if self._program is not None:
+            self._program.commit(clean, Given(None, self._text, self._cameras(views)))
+            return
+        self._pass(clean, self.config.sampler.context_sigma, views)
+        self.cache.commit()
+
+    def _cameras(self, views: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        return None if views is None else (views, intrinsics(views.shape[1]).to(self._device)[None])
+
     def _pass(self, noisy: Tensor, sigma: float, views: Tensor | None) -> Tensor:
-        cameras = None if views is None else (views, intrinsics(views.shape[1]).to(self._device)[None])
+        cameras = self._cameras(views)
         ctx = self.model.context(noisy.shape, self._device, Layout.bidirectional(), cameras=cameras, cache=self.cache)
         level = torch.full(noisy.shape[:2], sigma, device=self._device)
         return self.model.denoise(noisy, level, ctx, text=self._text)
