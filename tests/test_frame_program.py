@@ -74,6 +74,7 @@ def test_a_program_keeps_its_buffers():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_captured_frames_equal_plain_ones(tiny_world):
     plain, program = (worldmodel.load(str(tiny_world), device="cuda", threads=1) for _ in range(2))
     program.use_program(capture=True)
