@@ -171,14 +171,14 @@ class Loop:
             return f"{collapse.text}. {self._go_back()}; train.stop_on_collapse=false trains on all the same"
         for finding in (collapse, guards.critic_lags(rows)):
             if finding is not None:
-                self.console.say(f"warning: {finding.text}")
+                self.console.say(f"warning: {finding.text} (other settings want another name=)")
         return ""
 
     def _go_back(self) -> str:
         """Set the checkpoints behind the last good check aside."""
         left = states.set_aside(self.context.folder / "state", self._sound or 0)
         start = "anew" if left is None else f"from the checkpoint of step {left}"
-        return f"The same command starts {start}, later checkpoints are set aside as state/*.collapsed"
+        return f"The same command starts {start} (other settings want another name=), later checkpoints are set aside as state/*.collapsed"
 
     def _publish(self, final: bool) -> None:
         exported = self.stage.export(self._progress(), final)
