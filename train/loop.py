@@ -178,7 +178,8 @@ class Loop:
         """Set the checkpoints behind the last good check aside."""
         left = states.set_aside(self.context.folder / "state", self._sound or 0)
         start = "anew" if left is None else f"from the checkpoint of step {left}"
-        return f"The same command starts {start} (other settings want another name=), later checkpoints are set aside as state/*.collapsed"
+        aside = "later checkpoints are set aside as state/*.collapsed"
+        return f"The same command starts {start} (other settings want another name=), {aside}"
 
     def _publish(self, final: bool) -> None:
         exported = self.stage.export(self._progress(), final)
