@@ -137,8 +137,9 @@ def test_a_wrong_codec_or_start_is_explained(home: Path, tmp_path: Path) -> None
         _stage(home, "codec=nowhere")
     with pytest.raises(ConfigError, match=r"has no codec\.safetensors"):
         _stage(home, f"codec={tmp_path}")
+    _train(home, "barely", "stage=teacher", "steps=2")
     with pytest.raises(ConfigError, match="another shape"):
-        _stage(home, f"init={home}/teacher", "model.dit.dim=64")
+        _stage(home, f"init={home}/barely", "model.dit.dim=64")
 
 
 def test_flops_of_a_dense_case_by_hand() -> None:
