@@ -39,9 +39,11 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     ),
     "worldmodel.checkpoint": (BOTTOM | {"worldmodel.models", "worldmodel.runtime", "worldmodel.sums", "worldmodel.cli"}, None),
     "worldmodel.compiled": (BOTTOM | {"worldmodel.models", "worldmodel.checkpoint", "worldmodel.runtime"}, {"torch", "numpy"}),
-    "worldmodel.frame_program": (BOTTOM | {"worldmodel.models", "worldmodel.diffusion"}, {"torch"}),
+    "worldmodel.frame_program": (BOTTOM | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime"}, {"torch"}),
     "worldmodel.bench": (
-        BOTTOM | {"worldmodel", "worldmodel.models", "worldmodel.runtime", "worldmodel.session", "worldmodel.video_session"},
+        BOTTOM
+        | {"worldmodel", "worldmodel.models", "worldmodel.runtime", "worldmodel.session", "worldmodel.video_session"}
+        | {"worldmodel.game"},
         {"torch"},
     ),
     "worldmodel.session": (

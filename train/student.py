@@ -18,8 +18,7 @@ from train.stages.base import Context
 from worldmodel.config import SamplerConfig
 from worldmodel.models.attention import AttentionContext, Layout
 from worldmodel.models.dit import DiT
-
-WARM_UP = 2  # runs before a capture: libraries allocate their workspaces in the first
+from worldmodel.runtime import capture_graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +26,8 @@ class _Graph:
     """A captured pass with the buffers that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: tuple[Tensor, ...]
     out: Tensor
+    inputs: tuple[Tensor, ...]
 
 
 class Student:
@@ -113,13 +112,4 @@ class Student:
             assert self._copy is not None
             return self._copy.denoise(noisy, level, AttentionContext(cos, sin, cache=self.cache), actions, end=end)
 
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                run()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = run()
-        return _Graph(graph, static, out)
+        return _Graph(*capture_graph(run), static)

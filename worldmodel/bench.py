@@ -20,6 +20,7 @@ from worldmodel import runtime
 from worldmodel.action import NOOP, ActionSpec
 from worldmodel.config import CodecConfig, DiTConfig, SamplerConfig, WorldConfig
 from worldmodel.errors import ConfigError
+from worldmodel.game.stats import peak_rss_mb, percentiles
 from worldmodel.session import WorldSession
 from worldmodel.video_session import VideoSession
 
@@ -184,7 +185,7 @@ def _fill(session: Session) -> float:
     return first
 
 
-def _measure(session: Session, steps: int) -> dict[str, float]:
+def _measure(session: Session, steps: int) -> dict[str, Any]:
     device = session._device
     _fill(session)  # whatever is captured or compiled at the first use
     if device.type == "cuda":
@@ -194,28 +195,16 @@ def _measure(session: Session, steps: int) -> dict[str, float]:
     shown, whole = ([pair[i] * 1e3 for pair in pairs] for i in (0, 1))
     return {
         "frames_per_second": session.frames_per_action * steps / sum(whole) * 1e3,
-        "p50_ms": statistics.median(whole),
-        "p95_ms": _quantile(whole, 0.95),
-        "p99_ms": _quantile(whole, 0.99),
+        **{f"{name}_ms": value for name, value in percentiles(whole).items()},
         "action_to_frame_ms": statistics.median(shown),
         "first_frame_ms": first * 1e3,
-        "peak_memory_mb": _peak_memory(device) / 2**20,
+        "peak_memory_mb": _peak_memory_mb(device),
     }
 
 
-def _quantile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
-def _peak_memory(device: torch.device) -> float:
-    """Bytes: of the GPU since the engine began, of the process in all on a CPU."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
+def _peak_memory_mb(device: torch.device) -> float | None:
+    """MiB: of the GPU since the engine began, of the process in all on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_rss_mb()
 
 
 def _driver() -> str | None:

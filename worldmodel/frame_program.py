@@ -19,8 +19,7 @@ from worldmodel.diffusion import sample
 from worldmodel.models.attention import AttentionContext, Layout
 from worldmodel.models.dit import DiT, TextStates
 from worldmodel.models.kv_cache import KVCache
-
-WARM_UP = 2  # runs before a capture: libraries allocate their workspaces in the first
+from worldmodel.runtime import capture_graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,20 +120,7 @@ class FrameProgram:
             return work()
         key = (*name, self._cache.filled)
         if key not in self._captured:
-            self._captured[key] = _captured(work)
+            self._captured[key] = capture_graph(work)
         graph, out = self._captured[key]
         graph.replay()
         return out.clone()  # the next replay overwrites it
-
-
-def _captured(work: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP):
-            work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = work()
-    return graph, out

@@ -15,6 +15,8 @@ import torch
 
 from worldmodel.errors import DeviceError
 
+WARM_UP = 2  # runs before a capture: libraries allocate their workspaces in the first
+
 # on Linux the package index serves CUDA builds by default; elsewhere the start page gives the line for the driver at hand
 CUDA_FIX = 'pip install --force-reinstall "torch>=2.9,<2.14"' + (
     "" if sys.platform == "linux" else " with the index from pytorch.org/get-started"
@@ -172,3 +174,17 @@ def memory_bytes(device: torch.device) -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def capture_graph(work: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    """`work`, which uses fixed buffers only, as a CUDA graph, and the tensor that every replay overwrites with its result."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = work()
+    return graph, out
