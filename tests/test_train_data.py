@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,27 @@ def test_encoding_goes_on_after_a_kill(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(calls) < 60 + 80  # it did not start anew
     expected = data.frames.astype(np.float32).mean(axis=(1, 2))[:, :, None, None] / 255
     assert latents.dtype == np.float16 and np.allclose(latents, expected, atol=1e-3)
+
+
+def test_of_two_that_want_the_same_latents_one_encodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = unpack(make_boxes(tmp_path / "boxes", episodes=4, length=20), None, 1, print)
+    monkeypatch.setattr("train.data.ENCODE_BATCH", {"cpu": 1})
+    encoded, told, waited = [], [], threading.Event()
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(pixels))
+        assert waited.wait(20)  # until the other has found out that it has to wait
+        return pixels.float().mean(dim=(1, 2))[:, :, None, None] / 255
+
+    def tell(line: str) -> None:
+        told.append(line)
+        if line.startswith("waiting for another process"):
+            waited.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: encode_latents(data, encode, "abc", CPU, tell), range(2))
+    assert len(encoded) == 1 + len(data.frames) and np.array_equal(first, second)
+    assert sum("waiting" in line for line in told) == 1
 
 
 def test_clips_hold_matching_latents_and_actions(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from train.distributed import Ranks
-from train.unpack import Frames, Report, new_array
+from train.unpack import Frames, Report, new_array, only_maker
 from worldmodel.data.episode import write_atomic
 from worldmodel.errors import DataError
 from worldmodel.runtime import generator
@@ -193,13 +193,19 @@ def encode_latents(
 ) -> np.ndarray:
     """Latents of all frames, float16 (N,C,H,W), memory-mapped; encoded once per codec and data set.
 
-    A killed encoding goes on where it was.
+    A killed encoding goes on where it was; of several processes one encodes.
 
     encode: uint8 (N,H,W,3) on `device` -> latents (N,C,H,W) at unit scale.
     """
     final = data.folder / f"latents-{codec_digest}.npy"
-    if final.is_file():
-        return open_array(final, len(data.frames))
+    if not final.is_file():
+        with only_maker(final, report):
+            if not final.is_file():
+                _encode(data, encode, device, report, final)
+    return open_array(final, len(data.frames))
+
+
+def _encode(data: Frames, encode: Callable[[Tensor], Tensor], device: torch.device, report: Report, final: Path) -> None:
     part, mark = final.with_suffix(".part"), final.with_suffix(".done")
     total, size = len(data.frames), ENCODE_BATCH[device.type]
     one = encode(torch.from_numpy(np.array(data.frames[:1])).to(device))
@@ -218,7 +224,6 @@ def encode_latents(
     del array
     part.replace(final)
     mark.unlink(missing_ok=True)
-    return open_array(final, total)
 
 
 def open_array(path: Path, count: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from train.data import ClipBatch, begin_array, open_array
 from train.record import read_json
-from train.unpack import Report
+from train.unpack import Report, only_maker
 from worldmodel.data.episode import write_atomic
 from worldmodel.diffusion import shifted_grid
 from worldmodel.runtime import generator
@@ -78,7 +78,9 @@ def trajectories(
     final = plan.folder / f"trajectories-{name}.npy"
     clock = final.with_suffix(".json")
     if not final.is_file():
-        _make(plan, grid, every, numbers, batch, velocity, tell, size, final)
+        with only_maker(final, tell):
+            if not final.is_file():
+                _make(plan, grid, every, numbers, batch, velocity, tell, size, final)
     return Trajectories(open_array(final, plan.pairs), grid[::every].float(), numbers, _seconds(clock))
 
 

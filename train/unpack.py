@@ -6,13 +6,14 @@ so a killed unpacking leaves nothing that looks finished. Shapes: N frames of al
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -103,6 +104,23 @@ def _survey(root: Path, report: Report) -> list[_Entry]:
     return found
 
 
+@contextlib.contextmanager
+def only_maker(final: Path, report: Report) -> Iterator[None]:
+    """One process at a time: who else wants to make `final` waits here, and has to look again whether it is still missing."""
+    from filelock import Timeout
+    from huggingface_hub.utils import WeakFileLock
+
+    final.parent.mkdir(parents=True, exist_ok=True)
+    lock = final.with_name(f".{final.name}.lock")
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(WeakFileLock(lock, timeout=1))
+        except Timeout:
+            report(f"waiting for another process that makes {final}")
+            held.enter_context(WeakFileLock(lock))
+        yield
+
+
 def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
     """A new memory-mapped .npy file with its room on the disk taken at once: on a full disk, writing to a hole would kill us.
 
@@ -129,8 +147,11 @@ def unpack(root: Path, cache: Path | None, workers: int, report: Report) -> Fram
     entries = _survey(root, report)
     digest = hashlib.sha256("\n".join(e.checksum for e in entries).encode()).hexdigest()[:16]
     folder = (cache or root / "cache") / digest
-    if not (folder / "index.json").is_file():
-        _build(folder, entries, workers, report)
+    index = folder / "index.json"
+    if not index.is_file():
+        with only_maker(folder, report):
+            if not index.is_file():
+                _build(folder, entries, workers, report)
     try:
         return _open(folder, digest)
     except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, ConfigError) as error:
