@@ -67,7 +67,9 @@ class BoxWorld:
         left, top = int(20 + self._angle * 2) % 118, int(self._xy[1]) % 70
         rgb[top : top + 14, left : left + 10] = (250, 220, 80) if self._used else (200, 60, 50)
         rgb[0, 0] = (self._seed % 256, self.engine == "compiled", 0)
-        return Frame(rgb, self._index, {"denoise": 3.0, "decode": 1.0}, (float(self._xy[0]), float(self._xy[1]), self._angle))
+        return Frame(
+            rgb, self._index, {"denoise": 3.0, "decode": 1.0, "commit": 2.0}, (float(self._xy[0]), float(self._xy[1]), self._angle)
+        )
 
 
 class PromptBoxWorld(BoxWorld):
