@@ -129,6 +129,29 @@ class CompilingBoxWorld(BoxWorld):
         return True
 
 
+class CoresBoxWorld(BoxWorld):
+    """Its pictures hang on the number of threads, as rounding does; when it is asked for the `change`th time, it takes one."""
+
+    def __init__(self, change: int = 0) -> None:
+        super().__init__()
+        self.threads, self._change, self._asked = 2, change, 0
+
+    def review_threads(self, seconds: float) -> int | None:
+        self._asked += 1
+        if self._asked != self._change:
+            return None
+        self.set_threads(1)
+        return 1
+
+    def set_threads(self, count: int) -> None:
+        self.threads = count
+
+    def _frame(self) -> Frame:
+        frame = super()._frame()
+        frame.rgb[0, 2] = (self.threads, 0, 0)
+        return frame
+
+
 class ChunkBoxWorld(BoxWorld):
     """Every action is held for three pictures, which come together."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 
+import play
 import worldmodel
 from tests.conftest import tiny_config
 from tests.test_chunks import chunky
@@ -131,6 +133,15 @@ def test_throughput_mode_knows_actions(tmp_path, chunk):
     assert merged._pending is not None  # the next step commits it, or whoever needs the cache whole
     merged.snapshot()
     assert merged._pending is None
+
+
+def test_throughput_mode_is_part_of_a_replay(tiny_world, tmp_path, capsys):
+    words = [str(tiny_world), "--headless", "--device", "cpu", "--threads", "1", "--agent", "random", "--frames", "6"]
+    assert play.main([*words, "--throughput", "--replay-out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("*.jsonl")
+    assert json.loads(path.read_text().splitlines()[0])["merge"] is True
+    assert play.main(["--headless", "--no-replay", "--replay", str(path)]) == 0
+    assert "exact: 6 frames" in capsys.readouterr().out
 
 
 def test_a_program_keeps_its_buffers():

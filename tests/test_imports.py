@@ -43,6 +43,7 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
         {"torch"},
     ),
     "worldmodel.frame_program": (BOTTOM | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime"}, {"torch"}),
+    "worldmodel.threads": (BOTTOM, set()),
     "worldmodel.screen": (BOTTOM, {"torch", "numpy"}),
     "worldmodel.dream": (
         BOTTOM
@@ -57,7 +58,7 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     ),
     "worldmodel.session": (
         BOTTOM
-        | {"worldmodel.frame_program", "worldmodel.dream"}
+        | {"worldmodel.frame_program", "worldmodel.dream", "worldmodel.threads"}
         | {"worldmodel.models", "worldmodel.diffusion"}
         | {"worldmodel.checkpoint", "worldmodel.runtime", "worldmodel.compiled"},
         {"torch", "numpy"},

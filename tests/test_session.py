@@ -12,6 +12,7 @@ import torch
 
 import worldmodel
 from tests.conftest import write_tiny_world
+from worldmodel import runtime
 from worldmodel.action import NOOP, Action
 from worldmodel.checkpoint import export_world, load_world
 from worldmodel.errors import ConfigError, DeviceError
@@ -147,6 +148,20 @@ def test_eager_play_does_not_wait_for_the_compiler_to_be_imported(tiny_world):
     check = "print(sorted({'torch._dynamo', 'torch._inductor', 'triton'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", f"{words}; {check}"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_threads_are_measured_again_when_steps_have_become_slow(tiny_world, monkeypatch):
+    counts = iter((2, 2, 1))
+    monkeypatch.setattr(runtime, "available_threads", lambda: 2)
+    monkeypatch.setattr(runtime, "pick_threads", lambda work, most: (work(), runtime.set_threads(next(counts)))[1])
+    session = worldmodel.load(str(tiny_world), device="cpu")
+    assert session.threads == 2 and session.review_threads(0.02) is None
+    session.step(WALK)
+    monkeypatch.setattr(session._watch, "took", lambda seconds: True)
+    assert session.review_threads(0.2) is None and session.threads == 2  # measured, and 2 it stays
+    assert session.review_threads(0.2) == 1 and session.threads == torch.get_num_threads() == 1
+    given = worldmodel.load(str(tiny_world), device="cpu", threads=1)
+    assert all(given.review_threads(60.0) is None for _ in range(100))  # a number that was asked for is kept
 
 
 @pytest.mark.slow

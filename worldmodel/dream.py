@@ -21,6 +21,7 @@ from worldmodel.screen import Screen
 from worldmodel.world import Frame
 
 TRIALS = 4  # passes by which two engines are compared
+Draw = tuple[int, str, int, int]  # of noise: seed, purpose, number of the chunk, which of several
 
 
 class Dream:
@@ -49,6 +50,8 @@ class Dream:
         self._program, self._screen = FrameProgram(model, self.cache, sampler), Screen(device)
         self._pending: Finished | None = None
         self._committed = runtime.Stopwatch(device)
+        self._drawn: list[Draw] = []
+        self._ahead: dict[Draw, Tensor] = {}
         self.seed = self.index = 0
         self.engine, self._state = "eager", "ready" if device.type == "cuda" else ""
 
@@ -64,6 +67,7 @@ class Dream:
         """Commit the last dreamed chunk to the cache, if that is still to be done. In throughput mode the next step does it."""
         if not self.merge:
             self._settle()
+        self._draw_ahead()
 
     def close(self) -> None:
         """Stop a build that still runs. Safe to call twice."""
@@ -110,10 +114,21 @@ class Dream:
             self._pending = None
 
     def _noise(self, purpose: str, number: int, draw: int = 0) -> Tensor:
-        """In the host's memory."""
-        generator = runtime.generator(self.seed, purpose, number, draw)
+        """(1,T,C,H,W) in the host's memory."""
+        wanted = self.seed, purpose, number, draw
+        self._drawn.append(wanted)
+        ready = self._ahead.pop(wanted, None)
+        return self._draw(wanted) if ready is None else ready
+
+    def _draw(self, wanted: Draw) -> Tensor:
         shape = (1, self.config.sampler.chunk, *self.config.latent_size)
-        return torch.randn(shape, generator=generator).to(self._dtype)
+        return torch.randn(shape, generator=runtime.generator(*wanted)).to(self._dtype)
+
+    def _draw_ahead(self) -> None:
+        """Noise does not hang on what the player does: that of the next chunk is drawn before anyone waits for it."""
+        if self._drawn:
+            following = ((seed, purpose, number + self.config.sampler.chunk, i) for seed, purpose, number, i in self._drawn)
+            self._ahead, self._drawn = {wanted: self._draw(wanted) for wanted in following}, []
 
     # --- the engines ------------------------------------------------------------------------------------------------------------
 
@@ -191,7 +206,7 @@ class Dream:
     @torch.inference_mode()
     def _trial(self) -> None:
         """One pass, which changes nothing that later frames depend on."""
-        self._program.trial(self._noise("trial", self.index), 1.0, self._idle())
+        self._program.trial(self._draw((0, "trial", 0, 0)), 1.0, self._idle())
         runtime.synchronize(self._device)
 
     def _idle(self) -> Given:

@@ -24,6 +24,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.frame_program import Given
 from worldmodel.models.codec import to_float, to_uint8
 from worldmodel.models.kv_cache import CacheSnapshot
+from worldmodel.threads import ThreadWatch
 from worldmodel.world import Frame
 
 
@@ -88,6 +89,9 @@ class WorldSession(Dream):
     chunk is committed to the cache; `finish` does that, off the player's critical path, and every method that needs it calls it.
     """
 
+    _watch: ThreadWatch | None = None
+    _most = 1
+
     def __init__(
         self,
         world: LoadedWorld,
@@ -113,9 +117,10 @@ class WorldSession(Dream):
             )
         self.frame = self.reset()
         if on_cpu and isinstance(threads, str):
-            most = max(1, runtime.available_threads() - (threads == "spare"))
-            if runtime.pick_threads(self._trial, most) > 1:
+            self._most = max(1, runtime.available_threads() - (threads == "spare"))
+            if runtime.pick_threads(self._trial, self._most) > 1:
                 self.frame = self.reset()  # as every later one: sums in another order differ in the last bits
+            self._watch = ThreadWatch(torch.get_num_threads())
         self.threads = torch.get_num_threads()
         if device.type != "cuda":
             self._compiler = Compiler(world, folder, device, dtype, self.threads)
@@ -177,6 +182,22 @@ class WorldSession(Dream):
         self.cache.restore(snapshot.cache)
         self.seed, self.index, self.frame = snapshot.seed, snapshot.index, snapshot.frame
         return self.frame
+
+    def set_threads(self, count: int) -> None:
+        """Use so many CPU threads from now on. Raises DeviceError for a number that would only choke the machine."""
+        self.threads = runtime.set_threads(count)
+
+    def review_threads(self, seconds: float) -> int | None:
+        """Told how long a step took: measure the threads again if they were chosen by measurement and steps have become slow.
+
+        Returns the new number if it is another: frames may differ in the last bits from then on.
+        """
+        if self._watch is None or self._most == 1 or self.engine != "eager" or not self._watch.took(seconds):
+            return None
+        self._settle()
+        before, self.threads = self.threads, runtime.pick_threads(self._trial, self._most)
+        self._watch.settled(self.threads)
+        return self.threads if self.threads != before else None
 
     def _decode(self, clean: Tensor) -> Tensor:
         return to_uint8(self.codec.decode(clean[0].contiguous(memory_format=torch.channels_last)))

@@ -232,6 +232,7 @@ class Generator:
         return self.plan.frames is not None and self.frame >= self.plan.frames
 
     def _play_again(self, replay: Replay) -> None:
+        world: Any = self.world
         for op in replay.ops:
             if op.kind == "reset":
                 shown = self._reset(op.seed, op.spawn)
@@ -239,8 +240,10 @@ class Generator:
             elif op.kind == "engine":
                 self._compile_now()
                 continue
+            elif op.kind == "threads":
+                world.set_threads(op.threads)
+                continue
             elif op.kind == "prompt":
-                world: Any = self.world
                 self.spawn = world.add_prompt(self._found[op.text])
                 continue
             else:
@@ -313,7 +316,16 @@ class Generator:
             finish()
         if self.journal is not None:
             self.journal.step(self.frame, snapshot.action, frames)
+        if self.replay is None:
+            self._review_threads(ready - snapshot.taken)
         return frames
+
+    def _review_threads(self, seconds: float) -> None:
+        """A world may find that another number of threads is faster by now."""
+        world: Any = self.world
+        if hasattr(world, "review_threads") and (count := world.review_threads(seconds)):
+            self._pacer.forget()
+            self.note("threads", threads=count)
 
     def _hand_over(self, frames: tuple[Frame, ...], snapshot: Snapshot) -> None:
         """Put the pictures of a step into the mailbox, each with its place in time."""
