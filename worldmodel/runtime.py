@@ -16,6 +16,8 @@ import torch
 
 from worldmodel.errors import DeviceError
 
+ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"  # keeps oneDNN, which makes the products, from newer instructions
+ISAS_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 WARM_UP = 2  # runs before a capture: libraries allocate their workspaces in the first
 
 # on Linux the package index serves CUDA builds by default; elsewhere the start page gives the line for the driver at hand
@@ -61,7 +63,9 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str]:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
+    """Whether this CPU multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16), and the library that does it may."""
+    if os.environ.get(ISA_LIMIT, "").upper() in ISAS_WITHOUT_BF16:
+        return False
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
@@ -201,9 +205,10 @@ def cpu_name() -> str:
 
 
 def cpu_arithmetic() -> str:
-    """What compiled code may use on this CPU: vector instructions (as PyTorch is told to use them), bfloat16 products, tiles."""
+    """What compiled code may use on this CPU: vector instructions, bfloat16 products, tiles, and the limits that were set."""
     tiles, products = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
-    return " ".join((torch.backends.cpu.get_cpu_capability(), *["amx"] * tiles, *["bf16"] * products))
+    vectors, limit = torch.backends.cpu.get_cpu_capability(), os.environ.get(ISA_LIMIT, "")
+    return f"{vectors} amx={tiles} bf16={products} limit={limit}"
 
 
 def _cpuinfo() -> list[str]:
