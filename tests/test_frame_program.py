@@ -216,6 +216,18 @@ def test_captured_frames_equal_plain_ones(tiny_world, merge):
     assert 2 <= graphs._program.graphs <= 1 + 3 * graphs.config.sampler.window
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_picture_is_that_of_its_chunk(tiny_world, device):
+    """Though it may be decoded on a stream of its own, beside what is done next."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    session = worldmodel.load(str(tiny_world), device=device, threads=1, merge=True)
+    for _ in range(20):
+        (frame,) = session.step(WALK)
+        with torch.inference_mode():
+            assert np.array_equal(session._decode(session._pending[0]).cpu().numpy()[0], frame.rgb)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_frame_waits_for_the_device_only_for_its_picture(tiny_world):

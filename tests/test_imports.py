@@ -44,7 +44,7 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     ),
     "worldmodel.frame_program": (BOTTOM | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime"}, {"torch"}),
     "worldmodel.threads": (BOTTOM, set()),
-    "worldmodel.screen": (BOTTOM, {"torch", "numpy"}),
+    "worldmodel.screen": (BOTTOM | {"worldmodel.runtime"}, {"torch", "numpy"}),
     "worldmodel.dream": (
         BOTTOM
         | {"worldmodel.models", "worldmodel.runtime", "worldmodel.compiled", "worldmodel.frame_program", "worldmodel.screen"},

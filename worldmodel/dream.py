@@ -94,8 +94,7 @@ class Dream:
 
     def _show(self, clean: Tensor, given: Given, watch: runtime.Stopwatch) -> tuple[Frame, ...]:
         """The pictures of a finished chunk, which waits to be committed, or is while its pictures are decoded. They share times."""
-        with self._screen.stream(), watch.part("decode"):
-            pictures = self._screen.fetch(lambda: self._decode(clean))
+        pictures = self._screen.fetch(lambda: self._decode(clean), watch)
         committed, self._committed = self._committed, runtime.Stopwatch(self._device)
         self._pending = clean, given
         if self._screen.aside:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodel.runtime import Stopwatch
+
 
 class Screen:
     """Decodes on a CUDA stream of its own, which goes before other work, so that the host waits for pictures and for nothing else.
@@ -28,16 +30,17 @@ class Screen:
         """Where whatever touches a decoder's memory between two pictures belongs: memory is reused in the order of a stream."""
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
-    def fetch(self, decode: Callable[[], Tensor]) -> Callable[[], np.ndarray]:
-        """Begin to decode, behind what the device was told so far; the result waits for the pictures and gives them to the host.
+    def fetch(self, decode: Callable[[], Tensor], watch: Stopwatch) -> Callable[[], np.ndarray]:
+        """Begin to decode, behind what the current stream was told; the result waits for the pictures and gives them to the host.
 
-        What `decode` reads must not be freed or written before.
+        What `decode` reads must not be freed or written before. Its time counts as the part ``decode`` of `watch`.
         """
         if self._stream is None:
-            here = decode().cpu().numpy()
+            with watch.part("decode"):
+                here = decode().cpu().numpy()
             return lambda: here
         self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream), watch.part("decode"):
             pictures = decode()
             host = torch.empty(pictures.shape, dtype=pictures.dtype, pin_memory=True)
             host.copy_(pictures, non_blocking=True)
