@@ -29,7 +29,8 @@ class Dream:
 
     engine: ``eager``; ``graphs`` (the same passes as CUDA graphs) on an NVIDIA GPU, ``compiled`` elsewhere, once adopted.
     merge: throughput mode, in which a chunk is committed by the first pass of the next one instead of by `finish`: fewer and larger
-    products, but the commit then lies between an action and its picture. The maths is the same, the order of rounding is not.
+    products, but the commit then lies between an action and its picture. The maths is the same, the order of rounding is not. The
+    compiled engine does not merge.
     """
 
     frames_per_action: int
@@ -65,9 +66,13 @@ class Dream:
 
     def finish(self) -> None:
         """Commit the last dreamed chunk to the cache, if that is still to be done. In throughput mode the next step does it."""
-        if not self.merge:
+        if not self._merges:
             self._settle()
         self._draw_ahead()
+
+    @property
+    def _merges(self) -> bool:
+        return self.merge and self._program.can_merge
 
     def close(self) -> None:
         """Stop a build that still runs. Safe to call twice."""
@@ -83,7 +88,7 @@ class Dream:
     def _dream(self, number: int, levels: Sequence[float], given: Given) -> tuple[Frame, ...]:
         """The pictures of the next chunk, whose noise is derived from `number`."""
         watch, finished = runtime.Stopwatch(self._device), None
-        if self.merge and self._program.can_merge:
+        if self._merges:
             finished, self._pending = self._pending, None
         else:
             self._settle()
