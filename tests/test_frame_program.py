@@ -18,6 +18,7 @@ from tests.test_video_session import held, open_video
 from worldmodel import frame_program
 from worldmodel.action import NOOP
 from worldmodel.diffusion import sample
+from worldmodel.errors import DeviceError
 from worldmodel.frame_program import FrameProgram, Given
 from worldmodel.models.dit import DiT
 
@@ -214,6 +215,13 @@ def test_captured_frames_equal_plain_ones(tiny_world, merge):
         # the same kernels in the same order; cuBLAS may choose another algorithm while a graph is captured
         assert max(int(np.abs(a.astype(int) - b).max()) for a, b in pairs) <= 2
     assert 2 <= graphs._program.graphs <= 1 + 3 * graphs.config.sampler.window
+
+
+def test_a_world_with_one_engine_says_so():
+    session = open_video()
+    assert session.poll_compile() == "" and not session.adopt_compiled(always=True)
+    with pytest.raises(DeviceError, match="none on this device.*--compile off"):
+        session.use_compiled()
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -197,8 +197,10 @@ class Generator:
         wants = self.replay.header["engine"] if self.replay else ""
         if (self.plan.compile == "on" and self.replay is None) or wants not in ("", "eager"):
             self._compile_now()
-        elif self.plan.compile == "auto" and self.plan.build and self.replay is None:
-            self._compile_behind()
+        elif self.plan.compile == "auto" and self.replay is None:
+            if self.plan.build:
+                self._compile_behind()
+            self._adopt()  # what is ready now plays from the first frame on
         if self.opened is not None:
             self.journal, self.driver = self.opened(self.world)
         self._report("warm", 0.5)
