@@ -220,7 +220,7 @@ def test_captured_frames_equal_plain_ones(tiny_world, merge):
 def test_a_world_with_one_engine_says_so():
     session = open_video()
     assert session.poll_compile() == "" and not session.adopt_compiled(always=True)
-    with pytest.raises(DeviceError, match="none on this device.*--compile off"):
+    with pytest.raises(DeviceError, match="none on this device"):
         session.use_compiled()
 
 
