@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# chosen on two recorded runs of 2,000 steps (docs/speed.md)
-RECENT, MOST, MORE = 128, 95, 1.02  # steps, the percentile that counts, times which
+# chosen on three recorded runs of 2,000 steps (docs/speed.md)
+RECENT, MOST, MORE = 128, 98, 1.02  # steps, the percentile that counts, times which
 LAST, SPREAD, MOST_SPREAD = 8, 2.0, 0.15  # the slowest of so many steps counts and as much more as twice the recent spread
 MARGIN = 0.0015  # s
 
@@ -62,8 +62,8 @@ class Pacer:
 
     def _estimate(self) -> float:
         steps = np.array(self._recent)
-        most, middle = np.percentile(steps, (MOST, 50))
-        spread = min(SPREAD * (most / middle - 1), MOST_SPREAD) if middle else 0.0
+        most, many, middle = np.percentile(steps, (MOST, 95, 50))
+        spread = min(SPREAD * (many / middle - 1), MOST_SPREAD) if middle else 0.0
         return float(max(most * MORE, steps[-LAST:].max() * (1 + spread))) + MARGIN
 
     def place(self, began: float, count: int, period: float) -> Places:
