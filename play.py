@@ -78,7 +78,14 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--spawn", type=whole(0), metavar="N", help="starting place (default: 0)")
     group.add_argument("--prompt", metavar="TEXT|N", help="of a video world: where to start, by text or number")
     group.add_argument("--image", type=Path, metavar="FILE", help="start with this picture, cut to the world's shape")
-    group.add_argument("--compile", choices=("auto", "on", "off"), help="auto: behind the game (headless: off); on: wait")
+    group.add_argument(
+        "--compile",
+        choices=("auto", "on", "off"),
+        help="the other engine: CUDA graphs on an NVIDIA GPU, else compiled. auto: behind the game (headless: graphs); on: wait",
+    )
+    group.add_argument(
+        "--throughput", action="store_true", help="remember a picture with the next one's first pass: more pictures, older input"
+    )
     group.add_argument(
         "--threads",
         type=word_or("auto", whole(1)),
@@ -159,6 +166,7 @@ def start(flags: argparse.Namespace) -> int:
         "steps": flags.steps or made_by.get("steps") or None,
         "compile": flags.compile or ("off" if made_by else "auto"),
         "threads": flags.threads or made_by.get("threads") or ("auto" if flags.headless else "spare"),
+        "merge": flags.throughput or bool(made_by.get("merge")),
     }
     image = _image(flags, made_by, preview.size)
     if image is not None:
@@ -302,7 +310,7 @@ def _factory(
         report("load", 0.6)
         # the game starts the compiled engine itself: it shows the stage, or plays on meanwhile
         try:
-            return load(str(folder), **{key: options[key] for key in ("device", "steps", "threads")}, image=image)
+            return load(str(folder), **{key: options[key] for key in ("device", "steps", "threads", "merge")}, image=image)
         except CheckpointError as error:
             from worldmodel.obtain import forget
 

@@ -67,7 +67,9 @@ class BoxWorld:
         left, top = int(20 + self._angle * 2) % 118, int(self._xy[1]) % 70
         rgb[top : top + 14, left : left + 10] = (250, 220, 80) if self._used else (200, 60, 50)
         rgb[0, 0] = (self._seed % 256, self.engine == "compiled", 0)
-        return Frame(rgb, self._index, {"denoise": 3.0, "decode": 1.0}, (float(self._xy[0]), float(self._xy[1]), self._angle))
+        return Frame(
+            rgb, self._index, {"denoise": 3.0, "decode": 1.0, "commit": 2.0}, (float(self._xy[0]), float(self._xy[1]), self._angle)
+        )
 
 
 class PromptBoxWorld(BoxWorld):
@@ -125,6 +127,29 @@ class CompilingBoxWorld(BoxWorld):
             return False
         self.engine = "compiled"
         return True
+
+
+class CoresBoxWorld(BoxWorld):
+    """Its pictures hang on the number of threads, as rounding does; when it is asked for the `change`th time, it takes one."""
+
+    def __init__(self, change: int = 0) -> None:
+        super().__init__()
+        self.threads, self._change, self._asked = 2, change, 0
+
+    def review_threads(self, seconds: float) -> int | None:
+        self._asked += 1
+        if self._asked != self._change:
+            return None
+        self.set_threads(1)
+        return 1
+
+    def set_threads(self, count: int) -> None:
+        self.threads = count
+
+    def _frame(self) -> Frame:
+        frame = super()._frame()
+        frame.rgb[0, 2] = (self.threads, 0, 0)
+        return frame
 
 
 class ChunkBoxWorld(BoxWorld):

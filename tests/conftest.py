@@ -31,10 +31,10 @@ def tiny_spec():
     return ActionSpec(buttons, (Axis("turn"),))
 
 
-def tiny_config(**sampler):
+def tiny_config(model=None, **sampler):
     from worldmodel.config import CodecConfig, DiTConfig, SamplerConfig, WorldConfig
 
-    model = DiTConfig(dim=32, layers=2, heads=2, ffn_dim=64, in_channels=4, out_channels=4, freq_dim=32, action_dim=6)
+    model = model or DiTConfig(dim=32, layers=2, heads=2, ffn_dim=64, in_channels=4, out_channels=4, freq_dim=32, action_dim=6)
     codec = CodecConfig(channels=4, widths=(8, 8, 8), decoder_widths=(8, 8, 8), blocks=1)
     settings = {"window": 4, "steps": 2, "presets": (1, 2, 4)} | sampler
     return WorldConfig("tiny", 32, 48, 17.5, model, codec, SamplerConfig(**settings), tiny_spec())

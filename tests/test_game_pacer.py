@@ -105,11 +105,26 @@ def test_a_slow_spell_ends_without_a_rush():
 
 
 def test_a_little_late_keeps_the_beat():
-    hiccup = iter([0.02] * 40 + [0.02 + 0.3 * PERIOD] + [0.02] * 40)
+    hiccup = iter([0.02] * 40 + [0.02 + 0.2 * PERIOD] + [0.02] * 40)
     machine = Machine(lambda: next(hiccup)).play(81)
     beats = (machine.shown - machine.shown[0]) / PERIOD
     off = np.abs(beats - np.round(beats))
     assert sum(machine.late) == 1 and np.flatnonzero(off > 0.01).tolist() == [40]
+
+
+def test_a_slow_spell_costs_one_deadline():
+    """After the first late step the beat moves by what the next could not make up: it is not late in turn."""
+    spell = iter([0.02] * 40 + [0.045] * 30 + [0.02] * 40)
+    machine = Machine(lambda: next(spell)).play(110)
+    assert sum(machine.late) == 1
+    assert np.diff(machine.shown).min() > PERIOD / 2 and np.abs(np.diff(machine.shown) - PERIOD).max() < PERIOD / 2
+
+
+def test_an_even_machine_has_next_to_no_margin():
+    machine = Machine(lambda: 0.02).play(200)
+    assert 0.0015 < machine.pacer.lead() - 0.02 < 0.0025
+    noisy = Machine(jittery(2, middle=0.02)).play(200)
+    assert noisy.pacer.lead() > machine.pacer.lead() + 0.001
 
 
 def test_pictures_of_a_chunk_are_even_across_its_steps():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.box_world import SPEC, BoxWorld, CompilingBoxWorld
+from tests.box_world import SPEC, BoxWorld, CompilingBoxWorld, CoresBoxWorld
 from worldmodel.errors import DataError
 from worldmodel.game.app import play
 from worldmodel.game.replay import read_replay
@@ -151,6 +151,28 @@ def test_engine_change_is_reproduced_at_its_frame(tmp_path, capsys):
     assert "could not be built (no compiler)" in capsys.readouterr().err
     assert run(BoxWorld, replay=path) == 2
     assert "no compiled engine" in capsys.readouterr().err
+
+
+def test_an_engine_without_a_build_is_taken_at_once_unless_it_is_switched_off(tmp_path):
+    """CUDA graphs are ready when the world is open: headless runs take them, too, always before the first step."""
+    for wish, engine in (("auto", "compiled"), ("off", "eager")):
+        assert run(lambda: CompilingBoxWorld(begun=True), compile=wish, frames=5, replay_out=tmp_path / wish) == 0
+        (path,) = (tmp_path / wish).glob("*.jsonl")
+        found = read_replay(path)
+        assert found.header["engine"] == engine and not any(op.kind == "engine" for op in found.ops)
+        assert run(lambda: CompilingBoxWorld(begun=True), replay=path) == 0
+
+
+def test_a_change_of_threads_is_reproduced_at_its_frame(tmp_path, capsys):
+    assert run(lambda: CoresBoxWorld(7), frames=20, agent="random", replay_out=tmp_path) == 0
+    path = next(tmp_path.glob("*.jsonl"))
+    assert [(op.frame, op.threads) for op in read_replay(path).ops if op.kind == "threads"] == [(7, 1)]
+    assert run(lambda: CoresBoxWorld(3), replay=path) == 0  # a replay does not ask
+    assert "exact: 20 frames" in capsys.readouterr().out
+    text = path.read_text()
+    path.write_text(text.replace('"threads": 1}', '"threads": 2}'))
+    assert path.read_text() != text and run(lambda: CoresBoxWorld(), replay=path) == 1
+    assert "diverged at frame 8" in capsys.readouterr().out
 
 
 def test_compile_on_waits_and_its_replay_starts_compiled(tmp_path, capsys):

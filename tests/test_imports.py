@@ -38,8 +38,18 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
         set(),
     ),
     "worldmodel.checkpoint": (BOTTOM | {"worldmodel.models", "worldmodel.runtime", "worldmodel.sums", "worldmodel.cli"}, None),
-    "worldmodel.compiled": (BOTTOM | {"worldmodel.models", "worldmodel.checkpoint", "worldmodel.runtime"}, {"torch", "numpy"}),
+    "worldmodel.compiled": (
+        BOTTOM | {"worldmodel.models", "worldmodel.checkpoint", "worldmodel.runtime", "worldmodel.frame_program"},
+        {"torch"},
+    ),
     "worldmodel.frame_program": (BOTTOM | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime"}, {"torch"}),
+    "worldmodel.threads": (BOTTOM, set()),
+    "worldmodel.screen": (BOTTOM | {"worldmodel.runtime"}, {"torch", "numpy"}),
+    "worldmodel.dream": (
+        BOTTOM
+        | {"worldmodel.models", "worldmodel.runtime", "worldmodel.compiled", "worldmodel.frame_program", "worldmodel.screen"},
+        {"torch"},
+    ),
     "worldmodel.bench": (
         BOTTOM
         | {"worldmodel", "worldmodel.models", "worldmodel.runtime", "worldmodel.session", "worldmodel.video_session"}
@@ -48,13 +58,14 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     ),
     "worldmodel.session": (
         BOTTOM
-        | {"worldmodel.frame_program"}
-        | {"worldmodel.models", "worldmodel.kernels", "worldmodel.diffusion"}
+        | {"worldmodel.frame_program", "worldmodel.dream", "worldmodel.threads"}
+        | {"worldmodel.models", "worldmodel.diffusion"}
         | {"worldmodel.checkpoint", "worldmodel.runtime", "worldmodel.compiled"},
         {"torch", "numpy"},
     ),
     "worldmodel.video_session": (
-        BOTTOM | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime", "worldmodel.frame_program"},
+        BOTTOM
+        | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime", "worldmodel.frame_program", "worldmodel.dream"},
         {"torch", "numpy"},
     ),
     "worldmodel.video_world": (

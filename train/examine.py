@@ -18,6 +18,7 @@ from train.dreamer import Dreamer
 from train.material import Clips, Material, mirror, random_play, sideways
 from train.monitor import Console, clock_text
 from train.sizes import Size
+from worldmodel import runtime
 from worldmodel.action import Action, ActionSpec
 from worldmodel.checkpoint import Spawn
 from worldmodel.session import WorldSession
@@ -261,6 +262,7 @@ def speed(session: WorldSession, steps: int, warmup: int) -> dict[str, Any]:
         frames = session.step(Action())
         ready = time.perf_counter()
         session.finish()
+        runtime.synchronize(session.cache.store.device)
         if i >= warmup:
             first.append((ready - start) * 1e3)
             whole.append((time.perf_counter() - start) * 1e3)
@@ -269,7 +271,7 @@ def speed(session: WorldSession, steps: int, warmup: int) -> dict[str, Any]:
     mean = float(np.mean(whole)) / chunk
     result: dict[str, Any] = {"first_frame_ms": _percentiles(first), "per_frame_ms": mean}
     result["per_frame_ms_p95"] = _percentiles(whole)["p95"] / chunk
-    result |= {f"{k}_ms": float(np.mean([p[k] for p in parts])) / chunk for k in ("denoise", "commit", "decode")}
+    result |= {f"{k}_ms": float(np.mean([p[k] for p in parts if k in p])) / chunk for k in ("denoise", "commit", "decode")}
     result |= {"fps": 1e3 / mean, "frames_per_action": chunk, "steps_timed": steps}
     return result | {"engine": session.engine, "threads": session.threads}
 

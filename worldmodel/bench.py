@@ -26,7 +26,7 @@ from worldmodel.video_session import VideoSession
 
 Session = WorldSession | VideoSession
 SETTLE = 3  # steps that are not timed once the cache is full
-COMPILE = "torch.compile"
+COMPILE, MERGED = "torch.compile", ", merged commit"
 
 
 def random_video(device: torch.device, dtype: torch.dtype, window: int = 12) -> VideoSession:
@@ -56,8 +56,8 @@ def random_video(device: torch.device, dtype: torch.dtype, window: int = 12) -> 
 
 
 def bench(session: Session, engines: list[str], steps: int) -> dict[str, Any]:
-    """The result card of `session`: every engine of `engines` (``eager``, ``graphs``, ``compiled``, ``torch.compile``), one after
-    the other, over `steps` actions with a full cache."""
+    """The result card of `session`: every engine of `engines` (``eager``, ``graphs``, ``compiled``, ``torch.compile``; with
+    `MERGED` behind its name in throughput mode), one after the other, over `steps` actions with a full cache."""
     device = session._device
     card: dict[str, Any] = {
         **runtime.describe_machine(),
@@ -116,9 +116,9 @@ def run(world: str | None, size: str | None, device: str, steps: int, compiled: 
         from worldmodel import load
 
         session = load(str(world), device=device)
-    engines = ["eager"]
+    engines = ["eager", "eager" + MERGED]
     if place.type == "cuda":
-        engines += ["graphs", COMPILE]  # the last: it replaces the network's pass
+        engines += ["graphs", "graphs" + MERGED, COMPILE]  # the last: it replaces the network's pass
     elif compiled and isinstance(session, WorldSession):
         engines.append("compiled")
     card = bench(session, engines, steps)
@@ -130,24 +130,18 @@ def run(world: str | None, size: str | None, device: str, steps: int, compiled: 
 
 
 def _switch(session: Session, engine: str) -> None:
-    session.finish()
-    if engine == "graphs":
-        session.use_program(capture=True)
-        return
-    session._program, session.engine = None, "eager"
+    session.use_eager()
+    session.merge = engine.endswith(MERGED)
     if engine == COMPILE:
-        plain = session.model.denoise
+        plain = session.model.velocity
         steady = torch.compile(plain, dynamic=False)
 
-        def denoise(*args: Any, **kwargs: Any) -> torch.Tensor:  # not compiled anew for every fill of the cache
+        def velocity(*args: Any, **kwargs: Any) -> torch.Tensor:  # not compiled anew for every fill of the cache
             return (steady if session.cache.full else plain)(*args, **kwargs)
 
-        session.model.denoise = denoise  # type: ignore[method-assign]
-    elif engine == "compiled":
-        assert isinstance(session, WorldSession)
-        session.start_compile()
-        session.wait_for_compile()
-        session.adopt_compiled(always=True)
+        session.model.velocity = velocity  # type: ignore[method-assign]
+    elif not engine.startswith("eager"):
+        session.use_compiled()
 
 
 def _act(session: Session) -> tuple[float, float]:

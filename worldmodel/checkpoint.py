@@ -64,10 +64,9 @@ M = TypeVar("M", bound=nn.Module)
 
 def _filled(make: Callable[[], M], state: Mapping[str, Tensor], file: str) -> M:
     with torch.device("meta"):  # shapes only: a config that asks for more memory than there is must not get it
-        own = make().state_dict()
-    check_state(own, state, file)
-    module = make()
-    module.load_state_dict({k: v.float() for k, v in state.items()})
+        module = make()
+    check_state(module.state_dict(), state, file)
+    module.load_state_dict({k: v.to(torch.float32, copy=True) for k, v in state.items()}, assign=True)
     return module
 
 

@@ -1,8 +1,8 @@
 """One denoising pass, compiled ahead of time into a library that is kept between runs.
 
 The build runs in a process of its own at low priority (`python -m worldmodel.compiled ...`), so that a game in eager mode keeps its
-rate meanwhile; loading a finished build takes milliseconds and no tracing. A build is valid for one world, dtype, thread count,
-torch version and kind of CPU or GPU: all are part of its file name.
+rate meanwhile; loading a finished build takes milliseconds, no tracing, and nothing of torch's compiler. A build is valid for one
+world, code, dtype, thread count, torch version and kind of CPU: all are part of its file name, how many cores there are is not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,27 +21,25 @@ from torch import Tensor, nn
 from worldmodel import runtime
 from worldmodel.checkpoint import LoadedWorld, load_world
 from worldmodel.errors import DeviceError, WorldModelError
+from worldmodel.frame_program import Pass
 from worldmodel.models.attention import AttentionContext, Layout
 from worldmodel.models.dit import DiT
 from worldmodel.models.kv_cache import CacheSnapshot, FrozenCache
 
-Pass = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(noisy, sigma, end, actions, cos, sin, cache store) -> velocity, and what `KVCache.write` takes. end: see `DiT.denoise`."""
-
 
 class _PassModule(nn.Module):
-    """`DiT.denoise` against a full cache, as a function: nothing but its arguments is read, and nothing is written."""
+    """`DiT.velocity` against a full cache, as a function: nothing but its arguments is read, and nothing is written."""
 
     def __init__(self, model: DiT, tokens: int) -> None:
         super().__init__()
         self.model, self.tokens = model, tokens
 
     def forward(
-        self, noisy: Tensor, sigma: Tensor, end: Tensor, actions: Tensor, cos: Tensor, sin: Tensor, store: Tensor
+        self, noisy: Tensor, level: Tensor, actions: Tensor, cos: Tensor, sin: Tensor, store: Tensor
     ) -> tuple[Tensor, Tensor]:
         past = FrozenCache(store, self.tokens)
-        velocity = self.model.denoise(noisy, sigma, AttentionContext(cos, sin, cache=past), actions, end=end)
-        return velocity, past.fresh()
+        condition = self.model.condition(level, self.model.action(actions) if self.model.action is not None else None)
+        return self.model.velocity(noisy, condition, AttentionContext(cos, sin, cache=past)), past.fresh()
 
 
 def cache_folder() -> Path:
@@ -58,7 +55,7 @@ def build_path(world: LoadedWorld, device: torch.device, dtype: torch.dtype, thr
     here = Path(__file__)
     files = (p for folder in ("models", "kernels") for p in sorted((here.parent / folder).glob("*.py")))
     source = b"".join(p.read_bytes() for p in (here, *files))
-    chip = torch.cuda.get_device_name() if device.type == "cuda" else runtime.describe_machine()["cpu"]
+    chip = runtime.cpu_name(), runtime.cpu_arithmetic()
     facts = (world.weights_hash, world.config.to_json(), str(dtype), device.type, chip, threads, torch.__version__, source)
     return cache_folder() / f"{world.config.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.pt2"
 
@@ -68,9 +65,16 @@ def load_build(path: Path) -> Pass | None:
     if not path.is_file():
         return None
     try:
-        return torch._inductor.aoti_load_package(str(path))
+        # what torch._inductor.aoti_load_package wraps; its import alone takes longer than the loading
+        loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)  # type: ignore[attr-defined]
     except (RuntimeError, OSError, ValueError) as error:
         raise DeviceError(f"the compiled engine {path} cannot be loaded ({error}): delete it, it will be built again") from error
+
+    def run(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+        velocity, fresh = loader.boxed_run(list(arguments))
+        return velocity, fresh
+
+    return run
 
 
 def start_build(world_folder: Path, path: Path, device: torch.device, dtype: torch.dtype, threads: int) -> subprocess.Popen[str]:
@@ -155,7 +159,7 @@ def build(world: LoadedWorld, path: Path, device: torch.device, dtype: torch.dty
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ctx = model.context(noisy.shape, device, Layout.bidirectional(), cache=cache)
-        arguments = (noisy, sigma, torch.zeros_like(sigma), actions, ctx.cos, ctx.sin, cache.store)
+        arguments = (noisy, model.level(sigma), actions, ctx.cos, ctx.sin, cache.store)
         program = torch.export.export(_PassModule(model, sampler.chunk * cache.tokens), arguments, strict=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.stem}.{os.getpid()}.tmp.pt2")

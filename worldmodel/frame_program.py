@@ -1,103 +1,241 @@
 """One frame as a program over fixed buffers: all its denoising passes, and the pass that commits it.
 
-What changes from frame to frame is copied into the buffers; which rows of the cache a pass reads and writes depends on how many
-frames it holds, which the host knows. So on an NVIDIA GPU a program is captured once for every fill of the cache, as a CUDA graph,
-and afterwards a frame is one launch; elsewhere the same code runs as it is, over the same buffers.
+What changes from frame to frame is copied into the buffers without waiting for the device; what depends on the noise levels alone
+is computed once. Which rows of the cache a pass reads and writes depends on how many frames it holds, which the host knows: so on
+an NVIDIA GPU a program is captured once for every fill of the cache, as a CUDA graph, and afterwards a frame is one launch;
+elsewhere the same code runs as it is, over the same buffers.
 
-Shapes: B = 1, T frames of a chunk, C H W latent, A action.
+Shapes: B = 1, T frames of a chunk, C H W latent, A action, D model width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, repeat
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from worldmodel.config import SamplerConfig
 from worldmodel.diffusion import sample
 from worldmodel.models.attention import AttentionContext, Layout
-from worldmodel.models.dit import DiT, TextStates
-from worldmodel.models.kv_cache import KVCache
-from worldmodel.runtime import capture_graph
+from worldmodel.models.dit import Condition, DiT, TextStates
+from worldmodel.models.kv_cache import KVCache, MergedCache
+from worldmodel.runtime import capture_graph, upload
+
+Pass = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""A compiled pass against a full cache: (noisy, level, actions, cos, sin, cache store) -> velocity, and what `KVCache.write` takes.
+level: `DiT.level`."""
+
+Levels = tuple[float, float]
+"""The noise level of a pass, and the one it steps down to."""
+
+Step = Callable[[Tensor, Levels], Tensor]
+"""A pass with everything but its latents and its noise levels given -> velocity."""
 
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What a frame is dreamed under: encoded actions (1,T,A), text states, view matrices (1,T,4,4) with intrinsics (1,T,3,3)."""
+    """What a chunk is dreamed under: encoded actions (1,T,A), text states, view matrices (1,T,4,4) with intrinsics (1,T,3,3).
+
+    Actions and matrices may lie in the host's memory, the text states lie on the device.
+    """
 
     actions: Tensor | None = None
     text: TextStates | None = None
-    cameras: tuple[Tensor, Tensor | None] | None = None
+    cameras: tuple[Tensor, Tensor] | None = None
+
+    def behind(self, before: Given) -> Given:
+        """What two chunks in a row are dreamed under, the text being the same."""
+        actions = None if self.actions is None or before.actions is None else torch.cat((before.actions, self.actions), dim=1)
+        cameras = None
+        if self.cameras is not None and before.cameras is not None:
+            views, lenses = (torch.cat(pair, dim=1) for pair in zip(before.cameras, self.cameras, strict=True))
+            cameras = views, lenses
+        return Given(actions, self.text, cameras)
+
+
+Finished = tuple[Tensor, Given]
+"""A clean chunk (1,T,C,H,W) that waits for its commit, and what it was dreamed under."""
 
 
 class FrameProgram:
     """The passes of one session: what `sample` and `DiT.denoise` give against the same cache, whose scratch is written likewise.
 
-    capture: as CUDA graphs (a CUDA device is needed). Chunks always have the same shape; so have texts. Use it without gradients.
+    Chunks always have the same shape; so have texts. Use it without gradients.
     """
 
-    def __init__(self, model: DiT, cache: KVCache, kind: str, context_sigma: float, capture: bool) -> None:
-        self._model, self._cache, self._kind, self._context_sigma, self._capture = model, cache, kind, context_sigma, capture
+    def __init__(self, model: DiT, cache: KVCache, sampler: SamplerConfig) -> None:
+        self.capture = False  # run as CUDA graphs; a CUDA device is needed
+        self.compiled: Pass | None = None  # in place of the network's own pass, where the cache is full
+        self._model, self._cache, self._kind, self._context = model, cache, sampler.kind, (sampler.context_sigma,) * 2
+        self._device = cache.store.device
         self._buffers: dict[str, Tensor] = {}
-        self._levels: dict[float, Tensor] = {}
+        self._levels: dict[Levels, Condition] = {}
         self._draws: dict[tuple[float, ...], dict[int, Tensor]] = {}
         self._text: TextStates | None = None
         self._text_source: TextStates | None = None
+        self._met: set[tuple[object, ...]] = set()
         self._captured: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._pool: Any = None
 
     @property
     def graphs(self) -> int:
-        """How many have been captured so far."""
+        """How many have been captured so far. They share one pool of memory."""
         return len(self._captured)
 
-    def denoise(self, noise: Tensor, levels: Sequence[float], renoise: Callable[[int], Tensor], given: Given) -> Tensor:
-        """The clean chunk (1,T,C,H,W) that `noise` becomes over the falling noise levels; `renoise` as `sample` takes it."""
-        noisy, ctx = self._stage(noise, given)
-        draws = self._draws.setdefault(tuple(levels), {})
+    @property
+    def can_merge(self) -> bool:
+        """Whether `denoise` can commit the chunk before: a compiled pass is of one chunk."""
+        return self._cache.mergeable and not (self.compiled is not None and self._cache.full)
+
+    def denoise(
+        self,
+        noise: Tensor,
+        levels: Sequence[float],
+        renoise: Callable[[int], Tensor],
+        given: Given,
+        finished: Finished | None = None,
+    ) -> Tensor:
+        """The clean chunk (1,T,C,H,W) that `noise` becomes over the falling noise levels; `renoise` as `sample` takes it.
+
+        finished: the chunk before, if it is not committed yet: the first pass does it, too (where `can_merge`).
+        """
+        noisy, levels = self._put("latent", noise), tuple(levels)
+        draws = self._draws.setdefault(levels, {})
         for i, kept in draws.items():
-            kept.copy_(renoise(i))
+            upload(renoise(i), kept)
+        for pair in (*zip(levels, (*levels[1:], 0.0), strict=True), self._context):
+            self._prepare(pair, noise.shape[1])
+        begin = self._stage(noise.shape, given) if finished is None else self._stage_merged(finished, given)
 
         def draw(i: int) -> Tensor:
             if i not in draws:  # in the first run, which is never a captured one
-                draws[i] = renoise(i).clone()
+                draws[i] = renoise(i).to(self._device, copy=True)
             return draws[i]
 
         def run() -> Tensor:
-            return sample(lambda x, sigma, end: self._pass(x, sigma, end, ctx, given), noisy, list(levels), self._kind, draw)
+            steps = begin()
+            return sample(lambda x, sigma, end: next(steps)(x, (sigma, end)), noisy, levels, self._kind, draw)
 
-        for level in (*levels, 0.0):
-            self._level(level, noise)
-        return self._run(("denoise", *levels), run)
+        clean = self._run(("denoise" if finished is None else "merged", *levels), run, changes_past=finished is not None)
+        if finished is not None:
+            self._cache.advance()
+        return clean
 
     def commit(self, clean: Tensor, given: Given) -> None:
         """Put the finished chunk (1,T,C,H,W) into the cache."""
-        noisy, ctx = self._stage(clean, given)
-        level = self._context_sigma
-        self._level(level, clean)
-        self._run(("commit",), lambda: self._pass(noisy, level, level, ctx, given))
+        self._one_pass("commit", clean, self._context, given)
         self._cache.commit()
 
-    def _pass(self, x: Tensor, sigma: float, end: float, ctx: AttentionContext, given: Given) -> Tensor:
-        actions = None if given.actions is None else self._buffers["actions"]
-        return self._model.denoise(x, self._levels[sigma], ctx, actions, text=self._text, end=self._levels[end])
+    def trial(self, noise: Tensor, sigma: float, given: Given) -> None:
+        """One denoising pass, as frames have several; it changes nothing but the cache's scratch."""
+        self._one_pass("trial", noise, (sigma, 0.0), given)
 
-    def _stage(self, latent: Tensor, given: Given) -> tuple[Tensor, AttentionContext]:
-        """Copy what this frame depends on into the buffers -> those of the latent and of what the attention layers share."""
-        wanted = self._model.context(latent.shape, latent.device, Layout.bidirectional(), cameras=given.cameras, cache=self._cache)
-        values = {"latent": latent, "cos": wanted.cos, "sin": wanted.sin}
-        if given.actions is not None:
-            values["actions"] = given.actions
-        if wanted.cameras is not None:
-            values["camera"], values["camera_inverse"] = wanted.cameras
-        for name, value in values.items():
-            if name not in self._buffers:
-                self._buffers[name] = torch.empty_like(value, memory_format=torch.contiguous_format)
-            self._buffers[name].copy_(value)
+    def _one_pass(self, name: str, latent: Tensor, pair: Levels, given: Given) -> None:
+        self._prepare(pair, latent.shape[1])
+        x, begin = self._put("latent", latent), self._stage(latent.shape, given)
+        self._run((name, *pair), lambda: next(begin())(x, pair))
+
+    def _run(self, name: tuple[object, ...], work: Callable[[], Tensor], changes_past: bool = False) -> Tensor:
+        """Work over the buffers; as a graph from the second time on: the first run makes what a graph must find."""
+        key = (*name, self._cache.filled)
+        if not self.capture or key not in self._met:
+            self._met.add(key)
+            return work()
+        if key not in self._captured:
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            past = self._cache.snapshot() if changes_past else None  # warming up does the work, too
+            self._captured[key] = capture_graph(work, self._pool)
+            if past is not None:
+                self._cache.restore(past)
+        graph, out = self._captured[key]
+        graph.replay()
+        return out.clone()  # the next replay overwrites it
+
+    # --- what a frame depends on ------------------------------------------------------------------------------------------------
+
+    def _put(self, name: str, value: Tensor) -> Tensor:
+        """The buffer of this name, filled."""
+        if name not in self._buffers:
+            self._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device=self._device)
+        upload(value, self._buffers[name])
+        return self._buffers[name]
+
+    def _prepare(self, pair: Levels, frames: int) -> None:
+        """What noise levels alone say to the network is the same in every frame."""
+        if pair not in self._levels:
+            sigma, end = (torch.full((1, frames), value, device=self._device) for value in pair)
+            self._levels[pair] = self._model.condition(self._model.level(sigma, end))
+
+    def _stage(self, shape: Sequence[int], given: Given) -> Callable[[], Iterator[Step]]:
+        """Fill the buffers for passes over one chunk -> what begins a run over them."""
+        ctx, actions = self._fill(shape, given, "")
+
+        def begin() -> Iterator[Step]:
+            compiled = self.compiled if self._cache.full else None
+            action = None if compiled is not None else self._embed(actions)
+
+            def step(x: Tensor, pair: Levels) -> Tensor:
+                if compiled is None:
+                    return self._model.velocity(x, self._condition((pair,), action), ctx, self._text)
+                assert actions is not None, "worlds that are compiled have actions"
+                velocity, fresh = compiled(x, self._levels[pair].e, actions, ctx.cos, ctx.sin, self._cache.store)
+                self._cache.write(fresh)
+                return velocity
+
+            return repeat(step)
+
+        return begin
+
+    def _stage_merged(self, finished: Finished, given: Given) -> Callable[[], Iterator[Step]]:
+        """As `_stage`, for a first pass over [finished chunk | this one] and later ones over this one."""
+        clean, frames = self._put("finished", finished[0]), finished[0].shape[1]
+        both, actions = self._fill((1, 2 * frames, *clean.shape[2:]), given.behind(finished[1]), "both ")
+        merged = MergedCache(self._cache, self._put("rows", self._cache.rows()))
+        cos, sin = (table.chunk(2)[1] for table in (both.cos, both.sin))
+        cameras = None if both.cameras is None else (both.cameras[0][:, frames:], both.cameras[1][:, frames:])
+        own = AttentionContext(cos, sin, cameras, cache=merged.after)
+
+        def begin() -> Iterator[Step]:
+            action = self._embed(actions)
+
+            def first(x: Tensor, pair: Levels) -> Tensor:
+                condition = self._condition((self._context, pair), action)
+                return self._model.velocity(x, condition, replace(both, cache=merged), self._text, clean)
+
+            def later(x: Tensor, pair: Levels) -> Tensor:
+                condition = self._condition((pair,), None if action is None else action[:, frames:])
+                return self._model.velocity(x, condition, own, self._text)
+
+            return chain((first,), repeat(later))
+
+        return begin
+
+    def _fill(self, shape: Sequence[int], given: Given, prefix: str) -> tuple[AttentionContext, Tensor | None]:
+        """Copy what passes over latents of `shape` depend on, the latents left out, into buffers -> these."""
+        cpu = torch.device("cpu")
+        made = self._model.context(tuple(shape), cpu, Layout.bidirectional(), cameras=given.cameras, cache=self._cache)
+        cos, sin = self._put(f"{prefix}cos", made.cos), self._put(f"{prefix}sin", made.sin)
+        cameras = None
+        if made.cameras is not None:
+            cameras = self._put(f"{prefix}camera", made.cameras[0]), self._put(f"{prefix}camera inverse", made.cameras[1])
+        actions = None if given.actions is None else self._put(f"{prefix}actions", given.actions)
         self._stage_text(given.text)
-        b = self._buffers
-        cameras = None if wanted.cameras is None else (b["camera"], b["camera_inverse"])
-        return b["latent"], AttentionContext(b["cos"], b["sin"], cameras, cache=self._cache)
+        return AttentionContext(cos, sin, cameras, cache=self._cache), actions
+
+    def _embed(self, actions: Tensor | None) -> Tensor | None:
+        return None if self._model.action is None else self._model.action(actions)
+
+    def _condition(self, pairs: Sequence[Levels], action: Tensor | None) -> Condition:
+        """Of one chunk, or of several in a row. Without actions all of it is known beforehand."""
+        known = [self._levels[pair] for pair in pairs]
+        e = known[0].e if len(known) == 1 else torch.cat([level.e for level in known], dim=1)
+        if action is not None:
+            return self._model.condition(e, action)
+        return known[0] if len(known) == 1 else Condition(e, torch.cat([level.modulation for level in known], dim=1))
 
     def _stage_text(self, text: TextStates | None) -> None:
         """Text states are large: they are copied when the prompt has changed, not every frame."""
@@ -110,17 +248,3 @@ class FrameProgram:
                 kept[0].copy_(new[0])
                 kept[1].copy_(new[1])
         self._text_source = text
-
-    def _level(self, sigma: float, like: Tensor) -> None:
-        if sigma not in self._levels:
-            self._levels[sigma] = torch.full(like.shape[:2], sigma, device=like.device)
-
-    def _run(self, name: tuple[object, ...], work: Callable[[], Tensor]) -> Tensor:
-        if not self._capture:
-            return work()
-        key = (*name, self._cache.filled)
-        if key not in self._captured:
-            self._captured[key] = capture_graph(work)
-        graph, out = self._captured[key]
-        graph.replay()
-        return out.clone()  # the next replay overwrites it

@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from worldmodel.errors import DeviceError
 
+ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"  # keeps oneDNN, which makes the products, from newer instructions
+ISAS_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 WARM_UP = 2  # runs before a capture: libraries allocate their workspaces in the first
 
 # on Linux the package index serves CUDA builds by default; elsewhere the start page gives the line for the driver at hand
@@ -60,7 +63,9 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str]:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
+    """Whether this CPU multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16), and the library that does it may."""
+    if os.environ.get(ISA_LIMIT, "").upper() in ISAS_WITHOUT_BF16:
+        return False
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
@@ -145,20 +150,65 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
-@contextmanager
-def stopwatch(into: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
-    """Add the milliseconds of the block, device work included, to ``into[name]``."""
-    start = time.perf_counter()
-    yield
-    synchronize(device)
-    into[name] = into.get(name, 0.0) + (time.perf_counter() - start) * 1e3
+class Stopwatch:
+    """Milliseconds that named parts of some work take, device work included. A CUDA device is not waited for before `read`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._ms = device, dict[str, float]()
+        self._events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time the block, on the current stream; one block a name."""
+        if self._device.type == "cuda":
+            events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            events[0].record()
+            yield
+            events[1].record()
+            self._events[name] = events
+        else:
+            start = time.perf_counter()
+            yield
+            synchronize(self._device)
+            self._ms[name] = (time.perf_counter() - start) * 1e3
+
+    def read(self) -> dict[str, float]:
+        """Milliseconds by name, once the device has done all parts."""
+        for name, (start, end) in self._events.items():
+            end.synchronize()
+            self._ms[name] = start.elapsed_time(end)
+        return self._ms
+
+
+def upload(value: torch.Tensor, into: torch.Tensor) -> None:
+    """Copy a tensor, from wherever it is, into one of the same type; a CUDA device is not waited for."""
+    if into.is_cuda and not value.is_cuda:
+        into.copy_(value.pin_memory(), non_blocking=True)  # its memory is kept until the copy is done
+    else:
+        into.copy_(value)
 
 
 def describe_machine() -> dict[str, str]:
     """What a measurement ran on: for result cards and provenance."""
-    name = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), sys.platform)
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return {"cpu": f"{name} x{available_threads()}", "gpu": card, "torch": torch.__version__, "python": sys.version.split()[0]}
+    return {
+        "cpu": f"{cpu_name()} x{available_threads()}",
+        "gpu": card,
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+    }
+
+
+def cpu_name() -> str:
+    """The maker's name for this kind of CPU; the system's, where it does not tell."""
+    return next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), sys.platform)
+
+
+def cpu_arithmetic() -> str:
+    """What compiled code may use on this CPU: vector instructions, bfloat16 products, tiles, and the limits that were set."""
+    tiles, products = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
+    vectors, limit = torch.backends.cpu.get_cpu_capability(), os.environ.get(ISA_LIMIT, "")
+    return f"{vectors} amx={tiles} bf16={products} limit={limit}"
 
 
 def _cpuinfo() -> list[str]:
@@ -176,8 +226,11 @@ def memory_bytes(device: torch.device) -> int | None:
         return None
 
 
-def capture_graph(work: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-    """`work`, which uses fixed buffers only, as a CUDA graph, and the tensor that every replay overwrites with its result."""
+def capture_graph(work: Callable[[], torch.Tensor], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    """`work`, which uses fixed buffers only, as a CUDA graph, and the tensor that every replay overwrites with its result.
+
+    pool: memory shared with other graphs (`torch.cuda.graph_pool_handle`); a result in it holds until another of them is replayed.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -185,6 +238,6 @@ def capture_graph(work: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGrap
             work()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         out = work()
     return graph, out

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from worldmodel import runtime
 from worldmodel.action import NOOP, Action, ActionSpec, Axis, Button
-from worldmodel.config import MOST_STEPS, WorldConfig
-from worldmodel.diffusion import euler_sigmas, sample
+from worldmodel.config import WorldConfig
+from worldmodel.diffusion import euler_sigmas
+from worldmodel.dream import Dream
 from worldmodel.errors import ConfigError
-from worldmodel.frame_program import FrameProgram, Given
-from worldmodel.models.attention import Layout
+from worldmodel.frame_program import Given
 from worldmodel.models.camera import TURN, advance, intrinsics
 from worldmodel.models.codec import to_uint8
 from worldmodel.models.dit import DiT, TextStates
@@ -76,13 +76,11 @@ class VideoSnapshot:
     frame: Frame
 
 
-class VideoSession:
+class VideoSession(Dream):
     """Plays one world of video latents. Not thread-safe: use it from the thread that made it.
 
     frames_per_action: pictures that a step makes. `finish` commits the last chunk, off the player's critical path.
     """
-
-    engine, compile_state = "eager", "off"
 
     def __init__(
         self,
@@ -101,34 +99,19 @@ class VideoSession:
         start: the clean first latent (1,1,C,H,W) of every rollout, in frame-wise worlds; None: it is dreamed.
         """
         sampler = config.sampler
-        self.config, self.name, self.fps, self.weights_hash = config, config.name, config.fps, weights_hash
-        self.size, self.actions = (config.height, config.width), config.actions
-        self.steps = sampler.steps if steps is None else steps
-        if not 1 <= self.steps <= MOST_STEPS:
-            raise ConfigError(f"steps must lie in 1 to {MOST_STEPS}, got {self.steps}: the world was made for {sampler.steps}")
         if sampler.kind != "consistency":
             raise ConfigError(f"this client plays few-step students, but {config.name!r} has the sampler {sampler.kind!r}")
-        self._program: FrameProgram | None = None
-        self._device, self._dtype, self.device_note, self.threads = device, dtype, "", torch.get_num_threads()
-        self.model, self.stream = model.to(device, dtype).eval(), VideoDecoder(decoder.to(device, dtype).eval())
-        self.frames_per_action = sampler.chunk * config.frames_per_latent
-        self.cache = self.model.make_cache(
-            config.latent_size[1:], sampler.window, sampler.chunk, sampler.sink, cameras=self.has_camera
+        super().__init__(config, model.to(device, dtype).eval(), device, dtype, steps, cameras=model.cfg.camera)
+        self.weights_hash, self.threads = weights_hash, torch.get_num_threads()
+        self.stream, self.frames_per_action = (
+            VideoDecoder(decoder.to(device, dtype).eval()),
+            sampler.chunk * config.frames_per_latent,
         )
-        self._pending: tuple[Tensor, Tensor | None] | None = None
-        self._commit_ms, self.seed, self.index, self._pose = 0.0, 0, 0, np.eye(4)
+        self._pose = np.eye(4)
         self._prompts, self.spawns = list(prompts), len(prompts)
         self._start = None if start is None else start.to(device, dtype)
         self.book: Callable[[str], Tensor] | None = None
         self.frame = self.reset()
-
-    @property
-    def device(self) -> str:
-        return self._device.type
-
-    @property
-    def dtype(self) -> str:
-        return str(self._dtype).removeprefix("torch.")
 
     @property
     def has_camera(self) -> bool:
@@ -167,6 +150,7 @@ class VideoSession:
     def set_prompt(self, text: Tensor) -> None:
         """From the next chunk on dream of `text`, an embedding (L, text_dim); what has been dreamed stays in the cache."""
         self._check_text(text)
+        self._settle()
         self._text = self.model.text_states(text.to(self._device, self._dtype)[None])
 
     @torch.inference_mode()
@@ -175,15 +159,17 @@ class VideoSession:
 
         Returns the last picture there is then, index 0.
         """
+        self._pending = None
         self.set_prompt(self._prompts[operator.index(spawn) % self.spawns])
-        self.seed, self.index, self._pending, self._pose = operator.index(seed), 0, None, np.eye(4)
+        self.seed, self.index, self._pose = operator.index(seed), 0, np.eye(4)
         self.cache.reset()
         self.stream.reset()
         if self._start is None:
-            begun = self._dream(camera_motion(NOOP, 1), first=True)[-1]
+            begun = self._chunk(camera_motion(NOOP, 1), first=True)[-1]
         else:
-            timing: dict[str, float] = {}
-            begun = self._shown(self._start, self._move(camera_motion(NOOP, 1), first=True), timing)[-1]
+            begun = self._show(
+                self._start, self._given(self._move(camera_motion(NOOP, 1), first=True)), runtime.Stopwatch(self._device)
+            )[-1]
         self.index, self.frame = 0, Frame(begun.rgb, 0, begun.timing_ms)
         return self.frame
 
@@ -191,18 +177,7 @@ class VideoSession:
     def step(self, action: Action) -> tuple[Frame, ...]:
         """Dream one chunk under `action`, held for all of it; its pictures, oldest first, with consecutive indices."""
         motion = camera_motion(self.actions.clean(action), self.config.sampler.chunk) if self.has_camera else camera_motion(NOOP, 1)
-        self.finish()
-        return self._dream(motion, first=False)
-
-    @torch.inference_mode()
-    def finish(self) -> None:
-        """Commit the last dreamed chunk to the cache, if that is still to be done."""
-        if self._pending is not None:
-            timing: dict[str, float] = {}
-            clean, views = self._pending
-            with runtime.stopwatch(timing, "commit", self._device):
-                self._commit(clean, views)
-            self._pending, self._commit_ms = None, timing["commit"]
+        return self._chunk(motion, first=False)
 
     def append(self, rgb: np.ndarray, action: Action) -> Frame:
         """Not possible: a latent holds several pictures. Always raises ConfigError."""
@@ -211,7 +186,7 @@ class VideoSession:
     @torch.inference_mode()
     def snapshot(self) -> VideoSnapshot:
         """A copy of the state, to come back to with `restore`."""
-        self.finish()
+        self._settle()
         cache, stream = self.cache.snapshot(), self.stream.snapshot()
         return VideoSnapshot(cache, stream, self._pose.copy(), self._text, self.seed, self.index, self.frame)
 
@@ -220,20 +195,11 @@ class VideoSession:
         """Go back to a snapshot of this session; what follows is what followed then, given the same actions."""
         self._pending = None
         self.cache.restore(snapshot.cache)
-        self.stream.restore(snapshot.stream)
+        with self._screen.stream():
+            self.stream.restore(snapshot.stream)
         self._pose, self._text = snapshot.pose.copy(), snapshot.text
         self.seed, self.index, self.frame = snapshot.seed, snapshot.index, snapshot.frame
         return self.frame
-
-    def use_program(self, capture: bool) -> None:
-        """Run whole chunks as a `FrameProgram` from the next step on; capture: as CUDA graphs."""
-        self.finish()
-        sampler = self.config.sampler
-        self._program = FrameProgram(self.model, self.cache, sampler.kind, sampler.context_sigma, capture)
-        self.engine = "graphs" if capture else "program"
-
-    def close(self) -> None:
-        """Nothing to stop. Safe to call twice."""
 
     # --- one chunk -------------------------------------------------------------------------------------------------------------
 
@@ -243,21 +209,12 @@ class VideoSession:
         steps = sampler.first_steps if first and sampler.first_steps else self.steps
         return sampler.sigmas.get(str(steps)) or euler_sigmas(steps, sampler.shift)
 
-    def _dream(self, motion: tuple[float, float, float, float, float], first: bool) -> tuple[Frame, ...]:
-        timing, number = {"commit": self._commit_ms}, self.cache.position
-        views = self._move(motion, first)
-        with runtime.stopwatch(timing, "denoise", self._device):
-            clean = self._denoise(number, self._levels(first), views)
-        return self._shown(clean, views, timing)
+    def _chunk(self, motion: tuple[float, float, float, float, float], first: bool) -> tuple[Frame, ...]:
+        number = self.cache.position + (0 if self._pending is None else self.config.sampler.chunk)  # once that is committed
+        return self._dream(number, self._levels(first), self._given(self._move(motion, first)))
 
-    def _shown(self, clean: Tensor, views: Tensor | None, timing: dict[str, float]) -> tuple[Frame, ...]:
-        """Pictures of a finished chunk, which waits to be committed."""
-        with runtime.stopwatch(timing, "decode", self._device):
-            pictures = to_uint8(self.stream.decode(clean)[0]).cpu().numpy()
-        self._pending = (clean, views)
-        frames = tuple(Frame(picture, self.index + 1 + i, timing) for i, picture in enumerate(pictures))
-        self.frame, self.index = frames[-1], frames[-1].index
-        return frames
+    def _decode(self, clean: Tensor) -> Tensor:
+        return to_uint8(self.stream.decode(clean)[0])
 
     def _move(self, motion: tuple[float, float, float, float, float], first: bool) -> Tensor | None:
         """View matrices (1,T,4,4) of the next chunk, the camera moved on before every latent but the very first."""
@@ -268,38 +225,10 @@ class VideoSession:
             if not (first and latent == 0):
                 self._pose = advance(self._pose, motion)
             views.append(np.linalg.inv(self._pose))
-        return torch.from_numpy(np.stack(views).astype(np.float32)).to(self._device)[None]
+        return torch.from_numpy(np.stack(views).astype(np.float32))[None]
 
-    def _denoise(self, number: int, levels: Sequence[float], views: Tensor | None) -> Tensor:
-        noise = self._noise("noise", number)
-        if self._program is not None:
-            given = Given(None, self._text, self._cameras(views))
-            return self._program.denoise(noise, levels, lambda i: self._noise("renoise", number, i), given)
-        return sample(
-            lambda noisy, sigma, _: self._pass(noisy, sigma, views),
-            noise,
-            levels,
-            "consistency",
-            lambda i: self._noise("renoise", number, i),
-        )
+    def _given(self, views: Tensor | None) -> Given:
+        return Given(None, self._text, None if views is None else (views, intrinsics(views.shape[1])[None]))
 
-    def _commit(self, clean: Tensor, views: Tensor | None) -> None:
-        if self._program is not None:
-            self._program.commit(clean, Given(None, self._text, self._cameras(views)))
-            return
-        self._pass(clean, self.config.sampler.context_sigma, views)
-        self.cache.commit()
-
-    def _cameras(self, views: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        return None if views is None else (views, intrinsics(views.shape[1]).to(self._device)[None])
-
-    def _pass(self, noisy: Tensor, sigma: float, views: Tensor | None) -> Tensor:
-        cameras = self._cameras(views)
-        ctx = self.model.context(noisy.shape, self._device, Layout.bidirectional(), cameras=cameras, cache=self.cache)
-        level = torch.full(noisy.shape[:2], sigma, device=self._device)
-        return self.model.denoise(noisy, level, ctx, text=self._text)
-
-    def _noise(self, purpose: str, latent: int, draw: int = 0) -> Tensor:
-        generator = runtime.generator(self.seed, purpose, latent, draw)
-        shape = (1, self.config.sampler.chunk, *self.config.latent_size)
-        return torch.randn(shape, generator=generator).to(self._device, self._dtype)
+    def _idle(self) -> Given:
+        return self._given(torch.eye(4).repeat(1, self.config.sampler.chunk, 1, 1) if self.has_camera else None)

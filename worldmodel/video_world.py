@@ -101,11 +101,12 @@ def open_video(
     threads: int | str = "auto",
     dtype: torch.dtype | None = None,
     image: np.ndarray | None = None,
+    merge: bool = False,
 ) -> VideoSession:
     """Load a video world and place it on a device.
 
     steps: denoising steps a chunk (None: the world's own). threads: CPU threads; ``auto`` is all cores, ``spare`` all but one.
-    image: uint8 (H,W,3), the first picture of every start. Raises WorldModelErrors.
+    image: uint8 (H,W,3), the first picture of every start. merge: throughput mode, see `Dream`. Raises WorldModelErrors.
     """
     loaded = load_video(folder)
     place, reason = runtime.pick_device(device)
@@ -116,7 +117,7 @@ def open_video(
     kind = dtype or runtime.pick_dtype(place)
     start = None if image is None else encode_picture(folder, loaded.config, image, place)
     session = VideoSession(loaded.config, loaded.model, loaded.decoder, prompts, place, kind, steps, loaded.weights_hash, start)
-    session.device_note = reason
+    session.device_note, session.merge = reason, merge
     session.book = PromptBook({p.text: p.embedding for p in loaded.prompts}, loaded.prompts[0].encoder)
     return session
 

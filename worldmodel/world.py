@@ -19,7 +19,8 @@ class Frame:
     """One picture of a world.
 
     rgb: uint8 (H, W, 3). index: 0 for the picture shown by `World.reset`, then 1, 2, ...
-    timing_ms: milliseconds spent per part, for example ``{"denoise": 21.0, "commit": 5.1, "decode": 3.0}``; empty if unknown.
+    timing_ms: milliseconds spent per part, for example ``{"denoise": 21.0, "commit": 5.1, "decode": 3.0}``; what is unknown is
+        left out. The commit is that of the step before.
     pose: ground truth (x, y, degrees) where the world knows it, else empty.
     """
 

@@ -38,13 +38,18 @@ class Driver(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run. frames: stop after so many pictures (None: never). fps: pace; None: the world's own; 0: as fast as it goes."""
+    """What to run. frames: stop after so many pictures (None: never). fps: pace; None: the world's own; 0: as fast as it goes.
+
+    compile: ``on`` waits for the world's other engine, ``auto`` takes it once it is there, ``off`` leaves it. build: whether
+    ``auto`` may build one behind the game; when such a build is done is not reproducible.
+    """
 
     seed: int = 0
     spawn: int = 0
     frames: int | None = None
     fps: float | None = None
     compile: str = "auto"
+    build: bool = True
 
 
 @dataclass(frozen=True)
@@ -190,10 +195,12 @@ class Generator:
             self.replay.check_world(getattr(self.world, "weights_hash", ""), getattr(self.world, "steps", 0))
             self._found = self._find_prompts(self.replay)
         wants = self.replay.header["engine"] if self.replay else ""
-        if (self.plan.compile == "on" and self.replay is None) or wants == "compiled":
+        if (self.plan.compile == "on" and self.replay is None) or wants not in ("", "eager"):
             self._compile_now()
         elif self.plan.compile == "auto" and self.replay is None:
-            self._compile_behind()
+            if self.plan.build:
+                self._compile_behind()
+            self._adopt()  # what is ready now plays from the first frame on
         if self.opened is not None:
             self.journal, self.driver = self.opened(self.world)
         self._report("warm", 0.5)
@@ -216,7 +223,8 @@ class Generator:
         while not self._stop and not self._full():
             if not self._turn():
                 continue
-            self._adopt()
+            if self.plan.compile != "off":
+                self._adopt()
             snapshot = self.driver.next(time.perf_counter())
             if snapshot is None:
                 return
@@ -226,6 +234,7 @@ class Generator:
         return self.plan.frames is not None and self.frame >= self.plan.frames
 
     def _play_again(self, replay: Replay) -> None:
+        world: Any = self.world
         for op in replay.ops:
             if op.kind == "reset":
                 shown = self._reset(op.seed, op.spawn)
@@ -233,8 +242,10 @@ class Generator:
             elif op.kind == "engine":
                 self._compile_now()
                 continue
+            elif op.kind == "threads":
+                world.set_threads(op.threads)
+                continue
             elif op.kind == "prompt":
-                world: Any = self.world
                 self.spawn = world.add_prompt(self._found[op.text])
                 continue
             else:
@@ -301,16 +312,22 @@ class Generator:
         ready = time.perf_counter()
         self.frame += len(frames)
         finish = getattr(self.world, "finish", None)
-        timing = {k: v for k, v in frames[-1].timing_ms.items() if k != "commit" or finish is None}
-        self.stats.generated(ready - snapshot.taken, len(frames), timing)
+        self.stats.generated(ready - snapshot.taken, len(frames), frames[-1].timing_ms)
         self._hand_over(frames, snapshot)
         if finish is not None:
-            began = time.perf_counter()
             finish()
-            self.stats.committed(time.perf_counter() - began)
         if self.journal is not None:
             self.journal.step(self.frame, snapshot.action, frames)
+        if self.replay is None:
+            self._review_threads(ready - snapshot.taken)
         return frames
+
+    def _review_threads(self, seconds: float) -> None:
+        """A world may find that another number of threads is faster by now."""
+        world: Any = self.world
+        if hasattr(world, "review_threads") and (count := world.review_threads(seconds)):
+            self._pacer.forget()
+            self.note("threads", threads=count)
 
     def _hand_over(self, frames: tuple[Frame, ...], snapshot: Snapshot) -> None:
         """Put the pictures of a step into the mailbox, each with its place in time."""
@@ -342,47 +359,46 @@ class Generator:
             fps = float(self.world.fps) if self.world else 0.0
         return 1 / fps if fps else 0.0
 
-    # --- the compiled engine ----------------------------------------------------------------------------------------------------
+    # --- the other engine ---------------------------------------------------------------------------------------------------------
     def _compile_behind(self) -> None:
-        """Begin to build the compiled engine, if the world offers one; the eager one plays meanwhile."""
+        """Begin to build the world's other engine, if it offers one; the eager one plays meanwhile."""
         world: Any = self.world
-        if hasattr(world, "start_compile") and world.compile_state == "off":
+        if self._compile_state() == "off":
             world.start_compile()
 
     def _compile_state(self) -> str:
-        """``off``, ``building``, ``ready``, ``slower`` or ``failed: reason``; empty for worlds without a compiled engine."""
+        """``off``, ``building``, ``ready``, ``slower`` or ``failed: reason``; empty for worlds with one engine only."""
         world: Any = self.world
         return str(world.poll_compile() if hasattr(world, "poll_compile") else getattr(world, "compile_state", ""))
 
     def _compile_now(self) -> None:
-        """Wait until the compiled engine is ready and take it. Raises DeviceError if it cannot be built here."""
-        world: Any = self.world
-        if not hasattr(world, "start_compile"):
+        """Wait until the other engine is ready and take it. Raises DeviceError if it cannot be built here."""
+        if not self._compile_state():
             raise DeviceError("this world has no compiled engine: leave out --compile on")
-        if self.engine == "compiled":
+        if self.engine != "eager":
             return
-        if world.compile_state == "off":
-            world.start_compile()
+        self._compile_behind()
         began = time.perf_counter()
         while (state := self._compile_state()) == "building" and not self._stop:
             elapsed = time.perf_counter() - began
             self._report("compile", elapsed / (elapsed + 30.0))  # its length is unknown: approach the end
             time.sleep(0.05)
+        if not self._stop and not state.startswith("failed"):
+            self._adopt(always=True)
+            state = self.compiling = self._compile_state()
         if state.startswith("failed"):
             raise DeviceError(f"the compiled engine could not be built ({state[8:]}): play with --compile off")
-        if not self._stop:
-            self._adopt(always=True)
 
     def _adopt(self, always: bool = False) -> None:
-        """Between two steps: take the compiled engine once it is ready (and, or `always`, faster), and say so in the replay."""
+        """Between two steps: take the other engine once it is ready (and, or `always`, faster), and say so in the replay."""
         world: Any = self.world
-        if self.engine == "compiled":
+        if self.engine != "eager":
             return
         self.compiling = self._compile_state()
         if self.compiling == "ready" and world.adopt_compiled(always):
-            self.engine = "compiled"
+            self.engine = world.engine
             self._pacer.forget()
-            self.note("engine", engine="compiled")
+            self.note("engine", engine=self.engine)
 
 
 def _inherit(newer: Shown, older: Shown | None) -> Shown:

@@ -1,11 +1,11 @@
 """Replay files: every run can be played again and checked picture by picture.
 
 JSONL. First a header (``"event": "header"``), then one line a step ``{"frame": k, "action": {...}, "sha": "..."}`` and event lines:
-``reset`` (seed, spawn, sha of the first picture), ``engine`` (the compiled engine took over before the next step), ``prompt``
-(text: the world dreams of it from the next step on), ``driver`` (a person or the agent took over; for information). ``frame`` is
-the count of pictures in the whole run; sha is the first 16 hex digits of the SHA-256 of the pictures' RGB bytes. A run that began
-with a picture of the player's has it in the header (``image``, a PNG in base64). Lines reach the disk at least once a second, so a
-kill loses at most that.
+``reset`` (seed, spawn, sha of the first picture), ``engine`` (another engine took over before the next step), ``threads`` (so many
+CPU threads from the next step on), ``prompt`` (text: the world dreams of it from the next step on), ``driver`` (a person or the
+agent took over; for information). ``frame`` is the count of pictures in the whole run; sha is the first 16 hex digits of the
+SHA-256 of the pictures' RGB bytes. A run that began with a picture of the player's has it in the header (``image``, a PNG in
+base64). Lines reach the disk at least once a second, so a kill loses at most that.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class ReplayWriter:
 
 @dataclass(frozen=True)
 class Op:
-    """One line of a replay. kind: ``reset``, ``step``, ``engine`` or ``prompt``. frame: pictures made when the line was done."""
+    """One line of a replay. kind: ``reset``, ``step``, ``engine``, ``threads`` or ``prompt``. frame: pictures made by its end."""
 
     kind: str
     frame: int
@@ -94,6 +94,7 @@ class Op:
     spawn: int = 0
     engine: str = ""
     text: str = ""
+    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,8 @@ def _op(line: Any, last: int) -> Op | None:
         return Op("reset", frame, sha=_text(line["sha"]), seed=_integer(line["seed"]), spawn=_integer(line["spawn"]))
     if kind == "engine":
         return Op("engine", frame, engine=_text(line["engine"]))
+    if kind == "threads":
+        return Op("threads", frame, threads=_integer(line["threads"]))
     if kind == "prompt":
         return Op("prompt", frame, text=_text(line["text"]))
     return None

@@ -71,8 +71,7 @@ class Run:
                 open_agent(settings.agent, preview.spec)
         self.stats = Stats()
         fps = settings.fps if settings.fps is not None else (0.0 if settings.headless else None)
-        engine = "off" if settings.headless and settings.compile == "auto" else settings.compile  # reproducible without a person
-        plan = Plan(settings.seed, settings.spawn, self._frames(), fps, engine)
+        plan = Plan(settings.seed, settings.spawn, self._frames(), fps, settings.compile, build=not settings.headless)
         self.generator = Generator(factory, plan, self.stats, replay=replay, notify=notify or (lambda: None))
         self.generator.opened = self._opened
         self.seat: Seat | None = None
@@ -144,6 +143,7 @@ class Run:
             "frames_per_action": getattr(found, "frames_per_action", 1),
             "threads": getattr(found, "threads", 1),
             "engine": self.generator.engine,
+            "merge": getattr(found, "merge", False),
             "seed": self.generator.seed,
             "spawn": self.generator.spawn,
             "size": [int(s) for s in size],

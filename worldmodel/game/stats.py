@@ -95,11 +95,6 @@ class Stats:
                 if part in timing_ms:
                     self._parts[part].append(float(timing_ms[part]))
 
-    def committed(self, seconds: float) -> None:
-        """The finish pass after a step took `seconds`."""
-        with self._lock:
-            self._parts["commit"].append(seconds * 1000)
-
     def late(self) -> None:
         with self._lock:
             self.missed += 1

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from worldmodel import kernels
 from worldmodel.config import DiTConfig
 from worldmodel.models.camera import transform
-from worldmodel.models.kv_cache import FrozenCache, KVCache
+from worldmodel.models.kv_cache import FrozenCache, KVCache, MergedCache
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class AttentionContext:
     sin: Tensor
     cameras: tuple[Tensor, Tensor] | None = None
     plan: kernels.BlockPlan | None = None
-    cache: KVCache | FrozenCache | None = None
+    cache: KVCache | FrozenCache | MergedCache | None = None
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -129,8 +129,7 @@ class SelfAttention(nn.Module):
             gains, angles = (self.norm_q.weight, self.norm_k.weight), (ctx.cos, ctx.sin)
             q, k, v = kernels.qk_norm_rope(q, k, v, *gains, self.eps, *angles, self.heads, slot)
         if ctx.cache is not None:
-            seen = ctx.cache.extend(layer, k, v) if slot is None else ctx.cache.visible(layer, x.shape[1])
-            out = kernels.ring_attention(q, *seen)
+            out = ctx.cache.attend(layer, q, k, v, written=slot is not None)
         else:
             assert ctx.plan is not None
             out = kernels.block_attention(q, k, v, ctx.plan)

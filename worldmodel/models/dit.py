@@ -6,6 +6,8 @@ Shapes: B batch, T frames, C H W latent, S tokens a frame, D model width, A acti
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,8 +30,17 @@ def _activation(x: Tensor, name: str) -> Tensor:
 
 
 def _modulation(count: int, dim: int) -> nn.Parameter:
-    """A learned table (count, D), N(0, 1/D). Not divided: on the meta device that would import all of torch.compile."""
-    return nn.Parameter(torch.randn(count, dim).mul_(dim**-0.5))
+    """A learned table (count, D), N(0, 1/D). On the meta device there is nothing to draw, and trying imports half a compiler."""
+    table = torch.empty(count, dim)
+    return nn.Parameter(table if table.is_meta else table.normal_().mul_(dim**-0.5))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the frames of a pass are told besides their latents: e (B,T,D), and modulation (B,T,6,D), which every block shares."""
+
+    e: Tensor
+    modulation: Tensor
 
 
 class Block(nn.Module):
@@ -151,19 +162,43 @@ class DiT(nn.Module):
         end: Tensor | None = None,
     ) -> Tensor:
         """`forward` with its `context` made beforehand: tensors only, static shapes, the part that is worth compiling."""
-        frames = noisy.shape[1]
-        sigma = sigma[:, None].expand(-1, frames) if sigma.ndim == 1 else sigma
-        x, e = self._tokens(noisy), self._condition(sigma, actions, action_keep, end)
+        sigma = sigma[:, None].expand(-1, noisy.shape[1]) if sigma.ndim == 1 else sigma
+        action = None if self.action is None else self.action(actions, action_keep)
+        level = self.level(sigma, end)
         if clean is not None:
-            clean_sigma = torch.zeros_like(sigma) if clean_sigma is None else clean_sigma
+            level = torch.cat((self.level(torch.zeros_like(sigma) if clean_sigma is None else clean_sigma), level), dim=1)
+            action = torch.cat((action, action), dim=1) if action is not None and action.ndim == 3 else action
+        return self.velocity(noisy, self.condition(level, action), ctx, text, clean)
+
+    def level(self, sigma: Tensor, end: Tensor | None = None) -> Tensor:
+        """Embedding (B,T,D) of noise levels and of the levels (B,T) that flow maps step down to. It depends on nothing else."""
+        e = self.noise(sigma)
+        if self.end_noise is not None:  # mixed as in AnyFlow (arXiv 2605.13724); the copy starts equal, so a plain net is unchanged
+            e = torch.lerp(e, self.end_noise(sigma if end is None else end), END_SHARE)
+        return e
+
+    def condition(self, level: Tensor, action: Tensor | None = None) -> Condition:
+        """What `velocity` takes. action: embedded, (B,T,D) or (D,), in worlds that have actions."""
+        e = level if action is None else level + action
+        return Condition(e, self.noise_projection(F.silu(e)).unflatten(-1, (6, -1)))
+
+    def velocity(
+        self,
+        noisy: Tensor,
+        condition: Condition,
+        ctx: AttentionContext,
+        text: TextStates | Tensor | None = None,
+        clean: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity of `noisy`. With `clean`, of the same shape, those frames come first in the sequence and in `condition`."""
+        x, frames = self._tokens(noisy), noisy.shape[1]
+        if clean is not None:
             x = torch.cat((self._tokens(clean), x), dim=1)
-            e = torch.cat((self._condition(clean_sigma, actions, action_keep), e), dim=1)
-        modulation = self.noise_projection(F.silu(e)).unflatten(-1, (6, -1))
         # a block makes its own keys and values of the text: sharded weights are whole only while it runs
         embedded = self._embedded(text) if isinstance(text, Tensor) else None
         for i, block in enumerate(self.blocks):
-            x = block(x, modulation, ctx, text[i] if isinstance(text, list) else embedded)
-        x, e = x[:, -frames:], e[:, -frames:]
+            x = block(x, condition.modulation, ctx, text[i] if isinstance(text, list) else embedded)
+        x, e = x[:, -frames:], condition.e[:, -frames:]
         shift, scale = (self.head_modulation + e[:, :, None])[:, :, :, None].unbind(2)
         return self._latents(self.head(kernels.modulate(x, shift, scale, self.cfg.eps)), noisy.shape)
 
@@ -192,12 +227,6 @@ class DiT(nn.Module):
         if cache is None:
             plan = kernels.plan_blocks(layout.frame_mask(frames), rows * cols, device, layout.rule(frames))
         return AttentionContext(cos, sin, matrices, plan, cache)
-
-    def _condition(self, sigma: Tensor, actions: Tensor | None, keep: Tensor | None, end: Tensor | None = None) -> Tensor:
-        e = self.noise(sigma)
-        if self.end_noise is not None:  # mixed as in AnyFlow (arXiv 2605.13724); the copy starts equal, so a plain net is unchanged
-            e = torch.lerp(e, self.end_noise(sigma if end is None else end), END_SHARE)
-        return e + self.action(actions, keep) if self.action is not None else e
 
     def _tokens(self, latents: Tensor) -> Tensor:
         """(B,T,C,H,W) -> (B,T,S,D); tokens ordered row, column; a token's values ordered channel, row, column."""

@@ -84,10 +84,14 @@ def rope_tables(frames: tuple[int, ...], rows: int, cols: int, head_dim: int, de
     Angles are made in float64: frame indices grow without bound while one plays, and only differences matter.
     """
     t, h, w = rope_split(head_dim)
-    parts = (
-        _angles(frames, t)[:, None, None].expand(-1, rows, cols, -1),
-        _angles(tuple(range(rows)), h)[None, :, None].expand(len(frames), -1, cols, -1),
-        _angles(tuple(range(cols)), w)[None, None].expand(len(frames), rows, -1, -1),
+    axes = (
+        _angles(frames, t)[:, None, None],
+        _angles(tuple(range(rows)), h)[None, :, None],
+        _angles(tuple(range(cols)), w)[None, None],
     )
-    angles = torch.cat(parts, dim=-1).flatten(0, 2)
-    return angles.cos().float().to(device), angles.sin().float().to(device)
+
+    def table(values: list[Tensor]) -> Tensor:
+        whole = [v.float().expand(len(frames), rows, cols, -1) for v in values]
+        return torch.cat(whole, dim=-1).flatten(0, 2).to(device)
+
+    return table([a.cos() for a in axes]), table([a.sin() for a in axes])

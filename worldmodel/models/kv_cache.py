@@ -5,10 +5,13 @@ Shapes: L layers, B batch, N heads (twice the model's with a camera branch), S t
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from worldmodel import kernels
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,10 @@ class KVCache:
             place.copy_(new)
         return self.visible(layer, k.shape[2])
 
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, written: bool) -> Tensor:
+        """Attention (B,N,Q,E) of a chunk over what it sees; written: k and v are in the scratch already."""
+        return kernels.ring_attention(q, *(self.visible(layer, k.shape[2]) if written else self.extend(layer, k, v)))
+
     def scratch(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
         """Where `tokens` keys and values (B,N,tokens,E) of the current chunk go."""
         start = self.filled * self.tokens
@@ -98,6 +105,26 @@ class KVCache:
             if target is not None and source != target:
                 self._frame(target).copy_(self._frame(source))
         self._move_to(self.position + frames)
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether the frames of a chunk have places of their own, as `MergedCache` needs it."""
+        return self.past - self.sink >= self.chunk
+
+    def rows(self) -> Tensor:
+        """Where `commit` puts the tokens of the next chunk, long (chunk*S,) on the CPU; only of a cache that is `mergeable`."""
+        slots = torch.tensor([self.slot(self.position + i) for i in range(self.chunk)])
+        return (slots[:, None] * self.tokens + torch.arange(self.tokens)).flatten()
+
+    def after(self) -> KVCache:
+        """This cache, over the same store, as it is once the next chunk is committed."""
+        later = copy.copy(self)
+        later.advance()
+        return later
+
+    def advance(self) -> None:
+        """Count a chunk that is in its place already."""
+        self._move_to(self.position + self.chunk)
 
     def _frame(self, slot: int) -> Tensor:
         return self.store[..., slot * self.tokens : (slot + 1) * self.tokens, :]
@@ -141,6 +168,34 @@ class FrozenCache:
         keys, values = self.visible(layer)
         return torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
 
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, written: bool) -> Tensor:
+        """As `KVCache.attend`."""
+        assert not written, "there is no place to write to"
+        return kernels.ring_attention(q, *self.extend(layer, k, v))
+
     def fresh(self) -> Tensor:
         """(L,2,B,N,chunk*S,E): keys and values of the chunk, of all layers."""
         return torch.stack(self._fresh)
+
+
+class MergedCache:
+    """A cache as it is seen by a pass over [finished chunk | next chunk], which commits the first and denoises the second.
+
+    In every layer the finished chunk reads the past and takes its place in the ring; then the next one reads what is there. So the
+    pass computes what a commit and the pass behind it compute, with their products joined. It changes the store, and writes the
+    keys and values of the next chunk to the scratch; the host counts the chunk with `KVCache.advance`.
+    """
+
+    def __init__(self, cache: KVCache, rows: Tensor) -> None:
+        """rows: `KVCache.rows`, on the device. after: the cache as later passes over the next chunk see it."""
+        self._now, self.after, self._rows = cache, cache.after(), rows
+
+    def scratch(self, layer: int, tokens: int) -> None:
+        """The two chunks have no common place."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, written: bool) -> Tensor:
+        """As `KVCache.attend`, for both chunks."""
+        (q0, q1), (k0, k1), (v0, v1) = (t.chunk(2, dim=2) for t in (q, k, v))
+        finished = self._now.attend(layer, q0, k0, v0, written)
+        self._now.store[layer].index_copy_(3, self._rows, torch.stack((k0, v0)))
+        return torch.cat((finished, self.after.attend(layer, q1, k1, v1, written)), dim=2)

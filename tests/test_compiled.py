@@ -1,0 +1,47 @@
+"""The name of a kept build, and which arithmetic is used: no compiler is needed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from worldmodel import compiled, runtime
+from worldmodel.checkpoint import load_world
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def name(tiny_world):
+    world = load_world(tiny_world)
+    return lambda dtype=torch.float32, threads=1: compiled.build_path(world, CPU, dtype, threads).name
+
+
+def test_a_build_is_named_after_what_it_depends_on(name, monkeypatch):
+    first = name()
+    monkeypatch.setattr(runtime, "available_threads", lambda: 64)
+    assert name() == first  # how many cores there are changes nothing
+    assert len({first, name(torch.bfloat16), name(threads=2)}) == 3
+    with monkeypatch.context() as other:
+        other.setattr(runtime, "cpu_name", lambda: "another CPU")
+        assert name() != first
+    with monkeypatch.context() as other:
+        other.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+        assert name() != first
+    monkeypatch.setenv(runtime.ISA_LIMIT, "SSE41")
+    assert name() != first  # packed weights hang on the instructions that will read them
+
+
+@pytest.mark.parametrize("limit, dtype", [("AVX2", torch.float32), ("avx512_core", torch.float32), ("ALL", None), ("", None)])
+def test_a_limit_on_instructions_decides_the_type(limit, dtype, monkeypatch):
+    free = runtime.pick_dtype(CPU)
+    monkeypatch.setenv(runtime.ISA_LIMIT, limit)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert runtime.pick_dtype(CPU) == (dtype or torch.bfloat16) and free in (torch.float32, torch.bfloat16)
+
+
+def test_a_missing_build_is_none_and_a_damaged_one_is_explained(tmp_path):
+    assert compiled.load_build(tmp_path / "none.pt2") is None
+    (tmp_path / "bad.pt2").write_bytes(b"nothing")
+    with pytest.raises(compiled.DeviceError, match="delete it"):
+        compiled.load_build(tmp_path / "bad.pt2")
