@@ -73,6 +73,8 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--offline", action="store_true", help="fetch nothing; play what is here")
     group.add_argument("--yes", action="store_true", help="fetch a published world's files without asking")
     group.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), help="where the network runs (default: auto)")
+    group.add_argument("--decoder", choices=("auto", "gpu", "cpu"), help="of a video world, beside a GPU (default: by free memory)")
+    group.add_argument("--window", type=whole(1), metavar="N", help="of a video world: latents that it sees (default: the world's)")
     group.add_argument("--steps", type=whole(1), metavar="N", help="denoising steps a frame (default: the world's)")
     group.add_argument("--seed", type=whole(0), metavar="N", help="random seed (default: 0)")
     group.add_argument("--spawn", type=whole(0), metavar="N", help="starting place (default: 0)")
@@ -160,6 +162,8 @@ def start(flags: argparse.Namespace) -> int:
         "compile": flags.compile or ("off" if made_by else "auto"),
         "threads": flags.threads or made_by.get("threads") or ("auto" if flags.headless else "spare"),
     }
+    own = {"window": flags.window or made_by.get("window"), "decoder": flags.decoder or made_by.get("decoder")}
+    options |= {name: value for name, value in own.items() if value}
     image = _image(flags, made_by, preview.size)
     if image is not None:
         from worldmodel.picture import to_text
@@ -252,7 +256,7 @@ def _print_pending(wanted: str, flags: argparse.Namespace) -> bool:
 def _wish(wanted: str, flags: argparse.Namespace) -> Wish:
     from worldmodel.obtain import Wish
 
-    return Wish(wanted, flags.revision, flags.offline, flags.prompt, flags.yes, flags.device or "auto")
+    return Wish(wanted, flags.revision, flags.offline, flags.prompt, flags.yes, flags.device or "auto", flags.window)
 
 
 def _preview(wanted: str, flags: argparse.Namespace) -> tuple[Preview, Path]:
@@ -302,7 +306,7 @@ def _factory(
         report("load", 0.6)
         # the game starts the compiled engine itself: it shows the stage, or plays on meanwhile
         try:
-            return load(str(folder), **{key: options[key] for key in ("device", "steps", "threads")}, image=image)
+            return load(str(folder), **{key: value for key, value in options.items() if key != "compile"}, image=image)
         except CheckpointError as error:
             from worldmodel.obtain import forget
 

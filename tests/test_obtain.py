@@ -191,9 +191,9 @@ def test_no_room_no_memory_and_no_packages_are_told_before_anything_is_fetched(h
     with monkeypatch.context() as patch:
         patch.setattr("worldmodel.hub_transfer.shutil.disk_usage", lambda _path: usage(10**9, 10**9, 10**6))
         assert "free some space, or set HF_HOME to another disk" in error(capsys, "--yes")
-    write_card(public, memory_mb=10**9)
-    assert "tiny needs about 1000000.0 GB of memory, cpu has" in error(capsys, "--yes", "--device", "cpu")
-    write_card(public)
+    with monkeypatch.context() as patch:
+        patch.setattr("worldmodel.runtime.free_memory", lambda device: 10**9)
+        assert "tiny needs 1.0 GB of memory (network " in error(capsys, "--yes", "--device", "cpu")
     with monkeypatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: None if name == "ftfy" else name)
         assert "pip install 'worldmodel[wan]'" in error(capsys, "--yes")

@@ -172,7 +172,7 @@ class SamplerConfig:
         _require(0 <= self.first_steps <= MOST_STEPS, f"sampler.first_steps lies in 0 to {MOST_STEPS}, got {self.first_steps}")
         _require(self.sink >= 0, f"sampler.sink cannot be negative, got {self.sink}")
         _require(self.window <= _MOST_WINDOW, f"sampler.window can be at most {_MOST_WINDOW} frames, got {self.window}")
-        least = self.sink + self.chunk + 1
+        least = self.least_window
         _require(self.window >= least, f"sampler.window {self.window} must hold sink, chunk and one more frame: at least {least}")
         _require(0.0 <= self.context_sigma < 1.0, f"sampler.context_sigma lies in [0, 1), got {self.context_sigma}")
         for steps, sigmas in self.sigmas.items():
@@ -181,6 +181,11 @@ class SamplerConfig:
                 steps.isdecimal() and len(sigmas) == int(steps) > 0 and falling and sigmas[0] <= 1.0 and sigmas[-1] > 0.0,
                 f"sampler.sigmas[{steps}] must hold {steps} falling noise levels in (0, 1], got {list(sigmas)}",
             )
+
+    @property
+    def least_window(self) -> int:
+        """The smallest window that goes with this chunk and sink."""
+        return self.sink + self.chunk + 1
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
+from worldmodel.amounts import megabytes
 from worldmodel.errors import CheckpointError, HubError
 from worldmodel.sums import sha256, verify
 
@@ -91,13 +92,6 @@ class Plan:
 def free_space(folder: Path) -> int:
     """Bytes free on the disk where `folder` is or will be."""
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
-
-
-def megabytes(count: int) -> str:
-    """A size for people."""
-    if count >= 1e9:
-        return f"{count / 1e9:.1f} GB"
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def partial(path: Path) -> Path:

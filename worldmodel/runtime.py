@@ -176,6 +176,18 @@ def memory_bytes(device: torch.device) -> int | None:
         return None
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes of it that are free now (of a CPU's: that can be had without swapping); None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    path = Path("/proc/meminfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return memory_bytes(device) if found is None else int(found) * 1024
+
+
 def capture_graph(work: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
     """`work`, which uses fixed buffers only, as a CUDA graph, and the tensor that every replay overwrites with its result."""
     side = torch.cuda.Stream()

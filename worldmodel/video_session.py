@@ -79,7 +79,8 @@ class VideoSnapshot:
 class VideoSession:
     """Plays one world of video latents. Not thread-safe: use it from the thread that made it.
 
-    frames_per_action: pictures that a step makes. `finish` commits the last chunk, off the player's critical path.
+    frames_per_action: pictures that a step makes. placement: why which part lives where, for a person. `finish` commits the last
+    chunk, off the player's critical path.
     """
 
     engine, compile_state = "eager", "off"
@@ -95,10 +96,12 @@ class VideoSession:
         steps: int | None = None,
         weights_hash: str = "",
         start: Tensor | None = None,
+        decode_on: tuple[torch.device, torch.dtype] | None = None,
     ) -> None:
         """prompts: embeddings (L, text_dim), one a starting place. steps: denoising steps a chunk (None: the world's own).
 
-        start: the clean first latent (1,1,C,H,W) of every rollout, in frame-wise worlds; None: it is dreamed.
+        start: the clean first latent (1,1,C,H,W) of every rollout, in frame-wise worlds; None: it is dreamed. decode_on: device and
+        type of the decoder (None: the network's).
         """
         sampler = config.sampler
         self.config, self.name, self.fps, self.weights_hash = config, config.name, config.fps, weights_hash
@@ -110,7 +113,8 @@ class VideoSession:
             raise ConfigError(f"this client plays few-step students, but {config.name!r} has the sampler {sampler.kind!r}")
         self._program: FrameProgram | None = None
         self._device, self._dtype, self.device_note, self.threads = device, dtype, "", torch.get_num_threads()
-        self.model, self.stream = model.to(device, dtype).eval(), VideoDecoder(decoder.to(device, dtype).eval())
+        self._decode_device, decode_dtype = decode_on or (device, dtype)
+        self.model, self.stream = model.to(device, dtype).eval(), VideoDecoder(decoder.to(self._decode_device, decode_dtype).eval())
         self.frames_per_action = sampler.chunk * config.frames_per_latent
         self.cache = self.model.make_cache(
             config.latent_size[1:], sampler.window, sampler.chunk, sampler.sink, cameras=self.has_camera
@@ -120,6 +124,7 @@ class VideoSession:
         self._prompts, self.spawns = list(prompts), len(prompts)
         self._start = None if start is None else start.to(device, dtype)
         self.book: Callable[[str], Tensor] | None = None
+        self.placement: tuple[str, ...] = ()
         self.frame = self.reset()
 
     @property
@@ -129,6 +134,18 @@ class VideoSession:
     @property
     def dtype(self) -> str:
         return str(self._dtype).removeprefix("torch.")
+
+    @property
+    def window(self) -> int:
+        """Latents that attention sees."""
+        return self.config.sampler.window
+
+    @property
+    def decoder(self) -> str:
+        """Where pictures are decoded beside a GPU, as `open_video` takes it: ``gpu`` or ``cpu``; ``auto`` where there is none."""
+        if self._device.type == "cpu":
+            return "auto"
+        return "gpu" if self._decode_device == self._device else "cpu"
 
     @property
     def has_camera(self) -> bool:
@@ -253,7 +270,7 @@ class VideoSession:
     def _shown(self, clean: Tensor, views: Tensor | None, timing: dict[str, float]) -> tuple[Frame, ...]:
         """Pictures of a finished chunk, which waits to be committed."""
         with runtime.stopwatch(timing, "decode", self._device):
-            pictures = to_uint8(self.stream.decode(clean)[0]).cpu().numpy()
+            pictures = to_uint8(self.stream.decode(clean.to(self._decode_device))[0]).cpu().numpy()
         self._pending = (clean, views)
         frames = tuple(Frame(picture, self.index + 1 + i, timing) for i, picture in enumerate(pictures))
         self.frame, self.index = frames[-1], frames[-1].index

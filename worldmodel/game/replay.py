@@ -176,6 +176,9 @@ def _header(path: Path, line: str) -> dict[str, Any]:
     threads, device = header.get("threads", 1), header.get("device", "cpu")
     if not isinstance(device, str) or not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise DataError(f"{path}, line 1 is damaged (header key 'threads' or 'device'): record the replay again")
+    window, decoder = header.get("window", 1), header.get("decoder", "auto")
+    if not isinstance(window, int) or isinstance(window, bool) or window < 1 or decoder not in ("auto", "gpu", "cpu"):
+        raise DataError(f"{path}, line 1 is damaged (header key 'window' or 'decoder'): record the replay again")
     return header
 
 
