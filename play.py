@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     group = p.add_argument_group("the world")
     group.add_argument("--revision", metavar="R", help="of a world on the hub: branch, tag or commit (default: main)")
     group.add_argument("--offline", action="store_true", help="fetch nothing; play what is here")
-    group.add_argument("--yes", action="store_true", help="fetch a published world's files without asking")
+    group.add_argument("--yes", action="store_true", help="fetch a world's files without asking")
     group.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), help="where the network runs (default: auto)")
     group.add_argument("--decoder", choices=("auto", "gpu", "cpu"), help="of a video world, beside a GPU (default: by free memory)")
     group.add_argument("--window", type=whole(1), metavar="N", help="of a video world: latents that it sees (default: the world's)")
@@ -269,7 +269,7 @@ def _preview(wanted: str, flags: argparse.Namespace) -> tuple[Preview, Path]:
     if is_published(wanted):
         folder, source = obtain(_wish(wanted, flags))
     else:
-        folder, source = locate(wanted, flags.revision, flags.offline)
+        folder, source = locate(wanted, flags.revision, flags.offline, flags.yes)
     if folder == Path(wanted) / EXPORT:
         print(f"note: {wanted} is a run: playing {folder}", file=sys.stderr)
     config = WorldConfig.load(folder)

@@ -18,7 +18,7 @@ BOTTOM = {
     "worldmodel.flags",
     "worldmodel.amounts",
 }
-HUB = {"worldmodel.hub", "worldmodel.hub_errors", "worldmodel.hub_transfer"}
+HUB = {"worldmodel.hub", "worldmodel.hub_errors", "worldmodel.hub_transfer", "worldmodel.consent"}
 OURS = {"worldmodel", "train", "play", "tests"}
 
 # room -> (rooms of ours it may import, third-party packages it may import; None = any but those named in FORBIDDEN).
@@ -35,6 +35,7 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     "worldmodel.sums": (BOTTOM, set()),
     "worldmodel.hub": (BOTTOM | HUB | {"worldmodel.sums"}, {"huggingface_hub"}),
     "worldmodel.hub_errors": (BOTTOM, {"huggingface_hub"}),
+    "worldmodel.consent": (BOTTOM | {"worldmodel.hub_transfer"}, set()),
     "worldmodel.hub_transfer": (BOTTOM | {"worldmodel.sums"}, {"huggingface_hub"}),
     "worldmodel.tensor_files": (BOTTOM, {"torch", "safetensors"}),
     "worldmodel.convert": (BOTTOM | {"worldmodel.models", "worldmodel.tensor_files"}, {"torch"}),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from worldmodel.amounts import megabytes
+from worldmodel.consent import announce, ask
 from worldmodel.errors import CheckpointError, ConfigError, HubError
 from worldmodel.hub import Listing, home, listing
 from worldmodel.hub_errors import explained
@@ -195,26 +196,15 @@ def _part(field: str, source: Source, known: Listing) -> Part:
 
 def _agree(order: Order, wish: Wish) -> None:
     """Say what will be fetched and see that there is room and a yes. Raises HubError, DeviceError."""
-    print(order.words(), flush=True)
-    lacking = order.room - free_space(home())
-    if lacking > 0:
-        raise HubError(f"{home()} lacks {megabytes(lacking)} for {order.name}: free some space, or set HF_HOME to another disk")
+    announce(order.words(), order.name, home(), order.room)
     if order.make:
         _check_memory(order, wish)
     if any(part.field in TEXT for part in order.parts):
         from worldmodel.models.wan.prompts import need_packages
 
         need_packages()
-    if wish.yes or not any(part.left for part in order.parts):
-        return
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise HubError("nobody can be asked here whether to fetch that: run the same command with --yes")
-    try:
-        answer = input("Fetch and convert this once? [y/N] ")
-    except EOFError:
-        answer = ""
-    if answer.strip().lower() not in ("y", "yes"):
-        raise HubError("nothing was fetched: answer y, or give --yes")
+    if not wish.yes and any(part.left for part in order.parts):
+        ask("Fetch and convert this once?")
 
 
 def _check_memory(order: Order, wish: Wish) -> None:
