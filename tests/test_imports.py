@@ -100,7 +100,8 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
         BOTTOM
         | {"worldmodel", "worldmodel.runtime", "worldmodel.kernels", "worldmodel.diffusion", "worldmodel.models"}
         | {"worldmodel.checkpoint", "worldmodel.session", "worldmodel.data"}
-        | {"worldmodel.assemble", "worldmodel.tensor_files", "worldmodel.video_session"},
+        | {"worldmodel.assemble", "worldmodel.tensor_files", "worldmodel.video_session"}
+        | {"worldmodel.video_world", "worldmodel.footprint"},
         None,
     ),
     "play": (

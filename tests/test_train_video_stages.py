@@ -79,9 +79,15 @@ def trained(home: Path, name: str, stage: str, *more: str, camera: bool = True) 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared videos with prompts and cameras, public weights without a camera, and a teacher and a causal network from them."""
+    return make_home(tmp_path_factory.mktemp("video_home"))
+
+
+def make_home(folder: Path, codec: str = "x") -> Path:
+    """Prepared videos with prompts and cameras, public weights without a camera, and a teacher and a causal network from them.
+
+    codec: id of what made the latents.
+    """
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("video_home")
     videos = folder / "videos"
     videos.mkdir()
     lines = []
@@ -89,7 +95,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_video(videos / f"{i}.mp4", 9, shade=30 * i)
         lines.append({"file": f"{i}.mp4", "prompt": "x" * (i + 1), "trajectory": f"{'wsadl'[i]}*2"})
     manifest(videos, *lines)  # type: ignore[arg-type]
-    prepare_videos(videos, folder / "data", plan(shard=2), noise_latents, letters, print, lambda done, total: None)
+    prepare_videos(videos, folder / "data", plan(shard=2, codec=codec), noise_latents, letters, print, lambda done, total: None)
     torch.manual_seed(0)
     base = DiT(DiTConfig(**DIT, activation="gelu_tanh"))  # type: ignore[arg-type]
     for parameter in base.parameters():

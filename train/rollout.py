@@ -168,6 +168,11 @@ def commit(denoise: BlockDenoiser, cache: KVCache, clean: Tensor, block: slice, 
     cache.commit(clean.shape[1])
 
 
+def context_of(frames: int, chunk: int) -> int:
+    """Real frames before a held-out rollout in clips of `frames`: about a third, whole chunks."""
+    return max(frames // 3 // chunk, 1) * chunk
+
+
 def compare_rollouts(made: Tensor, real: Tensor, last: Tensor, mask: Tensor) -> dict[str, float]:
     """Dreamed against real latents (B,T,C,H,W), `last` (B,1,C,H,W) being the real frame before them. {} if nothing can be compared.
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from train.data import Clips, Store
 from train.options import DiTOptions
 from train.record import read_json
+from train.video_codec import VideoCodec
 from train.weights import check_codec
 from worldmodel.action import ActionSpec
 from worldmodel.errors import ConfigError, DataError
@@ -96,7 +97,8 @@ class VideoLatents:
     """The folder `root`, open for training. Clips begin where videos were cut: a latent holds what came before it in its clip, and
     the first one a single picture.
 
-    Raises DataError if the folder is unfinished or damaged, ConfigError if the run's other settings do not go with it.
+    shown_by: what decodes the latents (``codec=FILE``), None without. Raises DataError if the folder is unfinished or damaged,
+    ConfigError if the run's other settings do not go with it.
     """
 
     spec = ActionSpec()  # what players do moves the camera
@@ -105,9 +107,8 @@ class VideoLatents:
         index = read_json(root / INDEX)
         if index is None:
             raise DataError(f"{root} is not finished: run the same python -m train.prepare again, it goes on where it stopped")
-        if context.config.codec:
-            raise ConfigError(f"{root} holds latents already, made by the video codec: leave out codec=")
         self.folder, self.codec, self._text_len = root, str(index["codec"]), context.config.model.dit.text_len
+        self.shown_by = self._codec(context.config.codec, context.device)
         check_codec({self.codec}, context.config)
         shards = [read_shard(path) for path in sorted(root.glob("shard-*.safetensors"))]
         if len(shards) != index["shards"]:
@@ -124,6 +125,22 @@ class VideoLatents:
         self._negative = read_shard(root / NEGATIVE)[0]["embedding"]
         self._device = context.device
         self._check_fits(context.config.model.dit)
+
+    def _codec(self, place: str, device: torch.device) -> VideoCodec | None:
+        """The codec that shows the latents, if there is one."""
+        if not place:
+            return None
+        if not Path(place).is_file():
+            raise ConfigError(
+                f"{self.folder} holds latents already, made by the video codec: leave out codec=, or give that codec's file "
+                "(Wan2.1_VAE.pth, or taew2_1.safetensors) to see pictures"
+            )
+        codec = VideoCodec.load(Path(place), device)
+        if codec.encoder_id and codec.encoder_id != self.codec:
+            raise ConfigError(
+                f"the latents of {self.folder} are those of another VAE than codec={place}: give the one that made them"
+            )
+        return codec
 
     def _index(self, shards: Sequence[tuple[dict[str, Tensor], dict[str, Any]]]) -> None:
         table = [clip for _, note in shards for clip in note["clips"]]
