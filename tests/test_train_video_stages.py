@@ -187,25 +187,29 @@ def test_exports_go_back_to_the_published_layout_bit_for_bit(home: Path, tmp_pat
     assert ours.keys() == again.keys() and all(torch.equal(t, again[n]) and t.dtype == again[n].dtype for n, t in ours.items())
 
 
-def test_a_trained_student_plays(home: Path, tmp_path: Path) -> None:
-    """export -> the reference's names -> a world by a card of one's own -> the game's session, which moves with the keys."""
-    trained(home, "student", "dmd", "steps=2")
-    export = home / "student/export"
-    public = tmp_path / "public.safetensors"
+def student_world(home: Path, folder: Path, export: Path) -> Path:
+    """export -> the reference's names -> the folder of a world by a card of one's own."""
+    public = folder / "public.safetensors"
     assert (
         checkpoint(["convert", str(export / "model.safetensors"), str(public), "--config", str(export), "--to", "reference"]) == 0
     )
     size = {"height": 32, "width": 48, "chunk": 1, "window": 4, "steps": 2, "memory_mb": 0}
     card = replace(read_card("minwm-action2v"), config=str(export), **size)
     decoder = {name: 0.1 * t for name, t in tensors(published_tiny((16, 8, 8, 8))).items()}
-    save_file(decoder, tmp_path / "taew.safetensors")
+    save_file(decoder, folder / "taew.safetensors")
     prompt = Prompt("xx", letters(["xx"])[0])
-    assemble("student", card, public, tmp_path / "taew.safetensors", [prompt], tmp_path / "world")
-    session = load(str(tmp_path / "world"), device="cpu", threads=1)
+    assemble("student", card, public, folder / "taew.safetensors", [prompt], folder / "world")
+    return folder / "world"
+
+
+def test_a_trained_student_plays(home: Path, tmp_path: Path) -> None:
+    """It becomes a world, whose session moves with the keys."""
+    trained(home, "student", "dmd", "steps=2")
+    session = load(str(student_world(home, tmp_path, home / "student/export")), device="cpu", threads=1)
     frames = session.step(Action(frozenset({"forward"})))
     assert len(frames) == 4 and frames[0].rgb.shape == (32, 48, 3)
     held = load_file(tmp_path / "world/model.safetensors")
-    assert all(torch.equal(t, held[n]) for n, t in load_file(export / "model.safetensors").items())
+    assert all(torch.equal(t, held[n]) for n, t in load_file(home / "student/export/model.safetensors").items())
 
 
 def test_every_stage_composes_for_the_published_model() -> None:

@@ -97,8 +97,8 @@ class VideoLatents:
     """The folder `root`, open for training. Clips begin where videos were cut: a latent holds what came before it in its clip, and
     the first one a single picture.
 
-    shown_by: what decodes the latents (``codec=FILE``), None without. Raises DataError if the folder is unfinished or damaged,
-    ConfigError if the run's other settings do not go with it.
+    fps: pictures a second. shown_by: what decodes the latents (``codec=FILE``), None without. Raises DataError if the folder is
+    unfinished or damaged, ConfigError if the run's other settings do not go with it.
     """
 
     spec = ActionSpec()  # what players do moves the camera
@@ -108,6 +108,7 @@ class VideoLatents:
         if index is None:
             raise DataError(f"{root} is not finished: run the same python -m train.prepare again, it goes on where it stopped")
         self.folder, self.codec, self._text_len = root, str(index["codec"]), context.config.model.dit.text_len
+        self.fps = float(index["fps"])
         self.shown_by = self._codec(context.config.codec, context.device)
         check_codec({self.codec}, context.config)
         shards = [read_shard(path) for path in sorted(root.glob("shard-*.safetensors"))]

@@ -114,4 +114,6 @@ class ArDiffusion(FlowMatching):
             rollout_sheet(path, exported, self.data.frames, self.context.device)
 
     def export(self, progress: Progress, final: bool) -> Path | None:
-        return export_run(self, progress) if isinstance(self.data, RecordedLatents) else self.export_weights(progress)
+        return (
+            export_run(self, progress) if isinstance(self.data, RecordedLatents) else self.export_weights(progress, self.sampler())
+        )
