@@ -67,6 +67,7 @@ class Student:
             carried,
             model.cfg.camera,
             frames,
+            whole=bool(model.cfg.text_dim),  # of a large network: passes have to be made again, or would fill the memory
         )
 
     @torch.no_grad()

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from worldmodel.assemble import read_decoder, read_encoder
 from worldmodel.errors import CheckpointError
+from worldmodel.footprint import alive, weights
 from worldmodel.models.codec import to_uint8
 from worldmodel.models.video import StreamNet, VideoDecoder, VideoEncoder
-from worldmodel.models.wan.vae import WanEncoder
+from worldmodel.models.wan.vae import LATENT, WanDecoder, WanEncoder
 from worldmodel.video_world import decoder_of
 
 
@@ -78,3 +79,12 @@ class VideoCodec:
 
     def _here(self, latents: Tensor) -> Tensor:
         return latents.to(next(self._decoder.parameters()).device)
+
+
+def restart_bytes(size: tuple[int, int], batch: int) -> int:
+    """Bytes that `VideoCodec.restart` takes with the published codec, weights included. size: (H, W) of the pictures."""
+    with torch.device("meta"):
+        latents = torch.empty(batch, 3, LATENT, size[0] // 8, size[1] // 8)  # the decoder's memory is full then
+        halves = WanDecoder(), WanEncoder()
+    codec = VideoCodec(*halves)
+    return 2 * sum(map(weights, halves)) + alive(lambda: codec.restart(latents))
