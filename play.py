@@ -162,7 +162,9 @@ def start(flags: argparse.Namespace) -> int:
         "compile": flags.compile or ("off" if made_by else "auto"),
         "threads": flags.threads or made_by.get("threads") or ("auto" if flags.headless else "spare"),
     }
-    own = {"window": flags.window or made_by.get("window"), "decoder": flags.decoder or made_by.get("decoder")}
+    own = {"window": flags.window or made_by.get("window"), "decoder": flags.decoder}
+    if not flags.device:  # on another device than the replay's the place of its decoder means nothing
+        own["decoder"] = flags.decoder or made_by.get("decoder")
     options |= {name: value for name, value in own.items() if value}
     image = _image(flags, made_by, preview.size)
     if image is not None:

@@ -84,7 +84,8 @@ def test_a_word_of_the_players_wins() -> None:
         place("w", NEED, gpu(14), decoder="gpu")
     with pytest.raises(ConfigError, match="one of auto, gpu, cpu, got 'moon'"):
         place("w", NEED, gpu(30), decoder="moon")
-    assert where(place("w", NEED, cpu(40), decoder="gpu"))[2] == "cpu"  # there is no other place
+    with pytest.raises(DeviceError, match="cannot be on a GPU while the network is on the CPU: leave out --decoder gpu"):
+        place("w", NEED, cpu(40), decoder="gpu")
     assert where(place("w", NEED, gpu(64), dtype="float32"))[1] == "float32"
 
 

@@ -11,8 +11,12 @@ from worldmodel.hub_transfer import free_space
 
 
 def announce(words: str, name: str, folder: Path, room: int) -> None:
-    """Print `words`. Raises HubError if the disk of `folder` has less than `room` bytes for `name`."""
+    """Print `words`. Raises HubError if `folder` cannot be made, or its disk has less than `room` bytes for `name`."""
     print(words, flush=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HubError(f"{folder} cannot be made ({error.strerror or error}): set HF_HOME to a folder of yours") from error
     lacking = room - free_space(folder)
     if lacking > 0:
         raise HubError(f"{folder} lacks {megabytes(lacking)} for {name}: free some space, or set HF_HOME to another disk")

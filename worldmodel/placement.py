@@ -136,6 +136,10 @@ def place(name: str, need: Sizes, here: Machine, decoder: str = "auto", dtype: s
     """
     if decoder not in DECODERS:
         raise ConfigError(f"the decoder's place is one of {', '.join(DECODERS)}, got {decoder!r}")
+    if decoder == "gpu" and here.device == "cpu":
+        raise DeviceError(
+            "the decoder cannot be on a GPU while the network is on the CPU: leave out --decoder gpu, or --device cpu"
+        )
     plans = [_Plan(need, here, kind, at) for at in _decoders(here, decoder) for kind in _types(here, dtype)]
     chosen = next((plan for plan in plans if plan.fits), None)
     if chosen is None:

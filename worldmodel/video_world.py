@@ -219,6 +219,8 @@ def check_prompt(prompt: Prompt, config: WorldConfig) -> None:
             f"the embedding of {prompt.text[:40]!r} has the shape {shape}, {config.name!r} takes (1 to {most}, {width}): "
             "make it with the text encoder of this family"
         )
+    if not torch.isfinite(prompt.embedding).all():
+        raise CheckpointError(f"the embedding of {prompt.text[:40]!r} holds values that are not finite: make it again")
 
 
 def write_prompt(folder: Path, number: int, prompt: Prompt) -> None:
