@@ -156,6 +156,15 @@ def shapes(session: VideoSession) -> StreamNet:
         return decoder_of(session.config.codec)
 
 
+def test_sizes_are_counted_without_kernels(monkeypatch) -> None:
+    """Whatever computes later: tensors without numbers are nothing for them. Nor does counting leave anything behind."""
+    plain = footprint.sizes_of(world_config(), parts()[1].to("meta"))
+    monkeypatch.setenv("WORLDMODEL_KERNELS", "triton")
+    assert footprint.sizes_of(world_config(), parts()[1].to("meta")) == plain
+    monkeypatch.setenv("WORLDMODEL_KERNELS", "reference")
+    assert open_video().step(Action())[0].rgb.std() > 0
+
+
 def test_what_is_alive_at_once_is_counted() -> None:
     def work() -> None:
         a = torch.empty(1000, device="meta")  # 4000 bytes
