@@ -63,6 +63,8 @@ def test_a_codec_that_does_not_belong_is_refused(coded: Path, tmp_path: Path) ->
     save_file({name: 0.2 * t for name, t in tensors(published_vae(4)).items()}, coded / "other.safetensors")
     with pytest.raises(ConfigError, match=r"data are those of another VAE than codec=.*other.safetensors: give the one"):
         built(coded, "teacher", *own(coded, "other"))
+    with pytest.raises(ConfigError, match=r"there is no codec=.*none\.safetensors: give the file of the video codec"):
+        built(coded, "teacher", *own(coded, "none"))
     for more in ((), own(coded, "tiny")):
         with pytest.raises(ConfigError, match=r"rollouts of 5 latents are scored by their last 3, .*: pass codec=Wan2.1_VAE.pth"):
             built(coded, "dmd", *more, *LONG)

@@ -24,9 +24,10 @@ from train.examine import Meter
 from train.jobs import run
 from train.monitor import Console
 from train.rollout import compare_rollouts
+from train.settings import explain_settings
 from train.video_examine import Bench
 from train.video_player import open_player
-from worldmodel.errors import WorldModelError
+from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.models.camera import trajectory_views
 
 
@@ -187,4 +188,9 @@ def test_what_cannot_be_evaluated_is_said(coded: Path, public: Path, tmp_path: P
     assert "makes no rollouts (a teacher" in said(coded / "teacher")
     assert "holds no network for videos: give the folder of a video world" in said(coded / "data")
     make_boxes(coded / "boxes")
-    assert "'tiny' is a video world: give videos of train.prepare as data.root=" in said(public / "world", "boxes")
+    for dreamer in (public / "world", coded / "ar"):
+        assert "dreams videos, and" in said(dreamer, "boxes") and "by python -m train.prepare" in said(dreamer, "boxes")
+    with pytest.raises(
+        ConfigError, match=r"experiment=wan sets stage\.\w+, which stage=evaluate does not have: leave out experiment="
+    ):
+        explain_settings(["experiment=wan", "stage=evaluate", "--cfg", "job"])

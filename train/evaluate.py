@@ -59,9 +59,9 @@ from train.monitor import Console, clock_text
 from train.options import EvaluationSize
 from train.sizes import Size
 from train.stage_options import EvaluateStage
+from train.video_player import dreams_videos
 from train.videos import is_prepared
 from worldmodel import runtime
-from worldmodel.config import WorldConfig, find_world
 from worldmodel.errors import ConfigError, DataError, WorldModelError
 from worldmodel.session import WorldSession, open_session
 
@@ -91,9 +91,6 @@ def run(
     """
     if min(rollouts, steps or 1, *step_counts) < 1:
         raise ConfigError(f"rollouts and steps must be at least 1, got {rollouts}, {[*filter(None, [steps]), *step_counts]}")
-    described = WorldConfig.load(find_world(world))
-    if described.family != "worldmodel":
-        raise ConfigError(f"{described.name!r} is a video world: give videos of train.prepare as data.root=")
     began, console = time.monotonic(), Console(quiet=False)
     try:
         # a fixed thread count: choosing it by measurement would change roundings from run to run
@@ -128,6 +125,11 @@ def run_stage(config: RunConfig, folder: Path) -> dict[str, Any]:
         from train import evaluate_video
 
         return evaluate_video.run_stage(config, Path(stage.out) if stage.out else folder)
+    if dreams_videos(config.world):
+        raise ConfigError(
+            f"world={config.world} dreams videos, and {config.data.root} holds none that are prepared: make some by "
+            "python -m train.prepare and give them by data.root="
+        )
     return run(
         config.world,
         Path(config.data.root),

@@ -48,7 +48,7 @@ class Player:
 
 def open_player(config: RunConfig, out: Path, device: torch.device, report: Report) -> Player:
     """The network at ``world=`` beside the videos at ``data.root=``. Raises WorldModelErrors."""
-    folder = next((f for f in (Path(config.world), Path(config.world) / EXPORT) if _described(f)), None)
+    folder = dreams_videos(config.world)
     if folder is None:
         raise ConfigError(
             f"world={config.world} holds no network for videos: give the folder of a video world, or of a run on prepared videos"
@@ -77,9 +77,13 @@ def open_player(config: RunConfig, out: Path, device: torch.device, report: Repo
     return Player(name, digest, model.to(device, context.dtype).eval(), sampler, shown_by, data, context)
 
 
-def _described(folder: Path) -> bool:
-    described = read_json(folder / MODEL) or read_json(folder / "config.json") or {}
-    return (folder / MODEL).is_file() or described.get("family") == "wan"
+def dreams_videos(world: str) -> Path | None:
+    """The folder with a network for videos that ``world=`` names; None if it names another world, or nothing."""
+    for folder in (Path(world), Path(world) / EXPORT):
+        network, own = (read_json(folder / name) or {} for name in (MODEL, "config.json"))
+        if own.get("family") == "wan" or (isinstance(network.get("model"), dict) and network["model"].get("text_dim")):
+            return folder
+    return None
 
 
 def _of_a_run(folder: Path) -> tuple[DiTConfig, SamplerConfig]:

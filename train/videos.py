@@ -131,6 +131,8 @@ class VideoLatents:
         """The codec that shows the latents, if there is one."""
         if not place:
             return None
+        if not Path(place).exists():
+            raise ConfigError(f"there is no codec={place}: give the file of the video codec, or leave out codec=")
         if not Path(place).is_file():
             raise ConfigError(
                 f"{self.folder} holds latents already, made by the video codec: leave out codec=, or give that codec's file "
