@@ -239,7 +239,25 @@ def test_a_text_encoder_that_is_kept_is_read_once(tmp_path: Path, pieces: Path, 
     gone("two boats")
     assert gone._kept is None and reads == ["cpu", "cpu"]
 
+    def full(self: TextEncoder, read=TextEncoder._stream) -> object:
+        if self.device.type != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(self)
 
-def test_free_memory_is_part_of_what_there_is() -> None:
+    monkeypatch.setattr(TextEncoder, "_stream", full)
+    shutil.rmtree(tmp_path / "cache/prompts", ignore_errors=True)
+    embed(["other"], tmp_path / "umt5.safetensors", pieces)
+    crowded = PromptBook({}, made_by, "meta", keep=True)  # where the memory is gone by now
+    assert torch.equal(crowded("A red car"), want[0]) and crowded._kept is None
+
+
+def test_free_memory_is_part_of_what_there_is(tmp_path: Path, monkeypatch) -> None:
+    """Of a container, too: its limit counts, and pages of files that it can give back."""
+    monkeypatch.setattr(runtime, "CGROUP", tmp_path)
     free, total = runtime.free_memory(CPU), runtime.memory_bytes(CPU)
     assert free is not None and total is not None and 0 < free <= total
+    for name, text in (("max", "3000000"), ("current", "2500000"), ("stat", "anon 5\ninactive_file 400000\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert (runtime.memory_bytes(CPU), runtime.free_memory(CPU)) == (3_000_000, 900_000)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert runtime.memory_bytes(CPU) == total

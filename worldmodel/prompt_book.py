@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 
+import torch
 from torch import Tensor
 
 from worldmodel.compiled import cache_folder
@@ -61,11 +62,18 @@ class PromptBook:
                 "add it with python -m worldmodel.checkpoint prompt, or start a published world with --prompt"
             )
         with self._lock:
-            prompts = self._kept or PromptEncoder(*where, self._device, keep=self._keep)
-            if prompts.id != self.encoder:
-                raise ConfigError(f"{where[0]} is not the text encoder of this world any more: download it again")
-            self._kept = prompts if self._keep else None
-            return _cache(prompts.id).embeddings([text], prompts)[0]
+            try:
+                return self._embedded(text, where)
+            except torch.OutOfMemoryError:  # somebody has taken the memory since it was planned with
+                self._device, self._keep, self._kept = "cpu", False, None
+                return self._embedded(text, where)
+
+    def _embedded(self, text: str, where: tuple[Path, Path]) -> Tensor:
+        prompts = self._kept or PromptEncoder(*where, self._device, keep=self._keep)
+        if prompts.id != self.encoder:
+            raise ConfigError(f"{where[0]} is not the text encoder of this world any more: download it again")
+        self._kept = prompts if self._keep else None
+        return _cache(prompts.id).embeddings([text], prompts)[0]
 
 
 def encoder_sizes(encoder: str) -> tuple[int, int]:

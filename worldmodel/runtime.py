@@ -15,6 +15,7 @@ import torch
 
 from worldmodel.errors import DeviceError
 
+CGROUP = Path("/sys/fs/cgroup")
 WARM_UP = 2  # runs before a capture: libraries allocate their workspaces in the first
 
 # on Linux the package index serves CUDA builds by default; elsewhere the start page gives the line for the driver at hand
@@ -171,9 +172,10 @@ def memory_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+    return min(whole, _container(whole)[0])
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -185,7 +187,18 @@ def free_memory(device: torch.device) -> int | None:
     path = Path("/proc/meminfo")
     lines = path.read_text().splitlines() if path.exists() else []
     found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return memory_bytes(device) if found is None else int(found) * 1024
+    free = memory_bytes(device) if found is None else int(found) * 1024
+    return None if free is None else min(free, _container(free)[1])
+
+
+def _container(otherwise: int) -> tuple[int, int]:
+    """(limit, what is free below it) of the control group that this process lives in, in bytes; `otherwise` where there is none."""
+    try:
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return limit, limit - used + int(stat.get("inactive_file", 0))  # pages of files are given back when needed
+    except (OSError, ValueError):  # "max" is no number: there is no limit
+        return otherwise, otherwise
 
 
 def capture_graph(work: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:

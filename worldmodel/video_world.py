@@ -118,7 +118,7 @@ def open_video(
     net = None if image is None else _encoder_shapes(Path(folder) / ENCODER)
     plan = placed_on(at, config, net, encoder_sizes(made_by), decoder, dtype)
     loaded = load_video(folder)
-    if at.type == "cpu":
+    if "cpu" in (at.type, plan.decoder):
         spared = runtime.available_threads() - (threads == "spare")
         runtime.set_threads(max(1, spared) if isinstance(threads, str) else threads)
     prompts = [p.embedding for p in loaded.prompts]

@@ -4,7 +4,7 @@ Three networks: the causal student, a frozen bidirectional teacher that scores r
 that scores what the student makes. Every step trains the critic by flow matching on fresh rollouts; every `critic_updates`-th step
 first moves the student along the difference of the two scores. The past that a rollout goes on from is real (`context_frames`), as
 in the game; longer rollouts than the teacher's clips are scored on their last `clip_frames`. Of videos the first latent of a clip
-is a single picture: there the last picture before those frames is encoded anew, and scored as what it is, but not trained.
+is a single picture: there the first of those frames is made anew, its last picture as a clip's first latent, and is not trained.
 
 The gradient of a dreamed frame stays in its own exit step unless ``stage.cache_gradient=carried`` (see train.rollout).
 With ``stage.source`` the scored frames are not rollouts but predictions from noised data: CausVid's and "causal DMD".
