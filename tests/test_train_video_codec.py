@@ -31,8 +31,12 @@ LONG = ("stage.rollout_frames=5", "stage.context_frames=0")
 
 @pytest.fixture(scope="module")
 def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Videos prepared by a VAE whose file is vae.safetensors, networks trained on them; tiny.safetensors shows them, too."""
-    folder = tmp_path_factory.mktemp("coded_home")
+    """Videos prepared by a VAE whose file is vae.safetensors, networks trained on them; tiny.safetensors shows them, too. Made once
+    for all modules."""
+    folder = tmp_path_factory.getbasetemp() / "coded_home"
+    if folder.is_dir():
+        return folder
+    folder.mkdir()
     save_file({name: 0.1 * t for name, t in tensors(published_vae(4)).items()}, folder / "vae.safetensors")
     save_file({name: 0.1 * t for name, t in tensors(published_tiny((16, 8, 8, 8))).items()}, folder / "tiny.safetensors")
     return make_home(folder, load_encoder(folder / "vae.safetensors", CPU)[1])
