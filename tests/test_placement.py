@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -214,8 +215,14 @@ def test_the_game_prints_the_plan_and_replays_keep_the_window(public: Path, caps
     assert said[3].startswith("  decoder (") and said[4].startswith("  text encoder: not on this machine")
     (replay,) = Path("plays").glob("*.jsonl")
     assert door.main(["--replay", str(replay), "--headless"]) == 0 and "exact: 20 frames" in capsys.readouterr().out
-    assert door.main(["--replay", str(replay), "--headless", "--window", "6"]) == 1  # it is the window that makes the pictures
-    capsys.readouterr()
+    assert door.main(["--replay", str(replay), "--headless", "--window", "6"]) == 2
+    assert "was made with a window of 3, not 6: leave out --window" in capsys.readouterr().err
+    lines = replay.read_text().splitlines()
+    Path("odd.jsonl").write_text("\n".join([json.dumps({**json.loads(lines[0]), "window": 6}), *lines[1:]]) + "\n")
+    assert door.main(["--replay", "odd.jsonl", "--headless"]) == 1  # it is the window that makes the pictures
+    Path("odd.jsonl").write_text("\n".join([json.dumps({**json.loads(lines[0]), "window": "3"}), *lines[1:]]) + "\n")
+    assert door.main(["--replay", "odd.jsonl", "--headless"]) == 2
+    assert "(header key 'window' or 'decoder'): record the replay again" in capsys.readouterr().err
     monkeypatch.setattr(runtime, "free_memory", lambda device: 10**9 + 10**5)
     (world / "model.safetensors").unlink()  # nothing is read before it is known to fit
     assert door.main([str(world), *few]) == 2

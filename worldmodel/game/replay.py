@@ -109,8 +109,8 @@ class Replay:
     def frames(self) -> int:
         return max((op.frame for op in self.ops), default=0)
 
-    def check_world(self, weights: str, steps: int) -> None:
-        """Raises DataError if these weights or this step count are not what the replay was made with."""
+    def check_world(self, weights: str, steps: int, window: int = 0) -> None:
+        """Raises DataError if these weights, this step count or window (0: there is none) are not what the replay was made with."""
         made = self.header["weights"]
         if made != weights:
             raise DataError(
@@ -119,6 +119,8 @@ class Replay:
             )
         if self.header["steps"] != steps:
             raise DataError(f"{self.path} was made with {self.header['steps']} denoising steps, not {steps}: leave out --steps")
+        if window and self.header.get("window", window) != window:
+            raise DataError(f"{self.path} was made with a window of {self.header['window']}, not {window}: leave out --window")
 
 
 def is_replay(path: Path) -> bool:
