@@ -12,9 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.test_train_video_stages import built, make_home, trained
+from tests.test_train_parallel import _assert_same_run, _latest
+from tests.test_train_video_stages import built, make_home, trained, two_processes, words
 from tests.test_wan_codec import published_tiny, published_vae, tensors
+from tests.train_boxes import composed
 from train.data import ClipBatch
+from train.jobs import run
 from train.monitor import read_metrics
 from train.objectives import distribution_gradient, distribution_matching
 from train.stages.dmd import DistributionMatching
@@ -126,3 +129,12 @@ def test_runs_on_videos_leave_sample_sheets(coded: Path, stage: str) -> None:
     rows = pixels[:, 64:].reshape(-1, 34, *pixels[:, 64:].shape[1:])[:, :32]
     assert pixels.shape[1] == 64 + 9 * 50 and len(rows) == 4
     assert (rows[0] != rows[1]).mean() > 0.1 and rows[0].std() > 5
+
+
+@pytest.mark.slow
+def test_long_rollouts_of_two_processes_are_those_of_one(coded: Path, tmp_path: Path) -> None:
+    """Sharded and recomputed, against one whole network and twice the batch."""
+    common = words(coded, "dmd", *own(coded), *LONG, "steps=3", "stage.schedule=constant")
+    run(composed(*common, "stage.batch=4"), tmp_path / "one")
+    other = two_processes(tmp_path / "two", *common, "stage.batch=2", "train.fsdp=true", "train.checkpoint_activations=true")
+    _assert_same_run(_latest(tmp_path / "one"), other)

@@ -227,7 +227,7 @@ def test_what_has_no_published_layout_is_refused(home: Path, tmp_path: Path, cap
     assert "it has no published layout" in capsys.readouterr().err and not out.exists()
 
 
-def _two(folder: Path, *overrides: str) -> TrainState:
+def two_processes(folder: Path, *overrides: str) -> TrainState:
     command = [sys.executable, *TORCHRUN, f"runs={folder.parent}", f"name={folder.name}", *overrides]
     done = subprocess.run(command, cwd=folder.parent, env=environment(), text=True, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -258,7 +258,7 @@ def test_two_processes_with_shards_do_what_one_does(home: Path, tmp_path: Path, 
     start = (f"init={home}/ar",) if stage == "ar_diffusion" else ()
     common = words(home, stage, *start, "steps=3", "stage.schedule=constant")
     run(composed(*common, "stage.batch=4"), tmp_path / "one")
-    other = _two(tmp_path / "two", *common, "stage.batch=2", "train.fsdp=true", "train.checkpoint_activations=true")
+    other = two_processes(tmp_path / "two", *common, "stage.batch=2", "train.fsdp=true", "train.checkpoint_activations=true")
     _assert_same_run(_latest(tmp_path / "one"), other)
 
 
