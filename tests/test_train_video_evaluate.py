@@ -45,7 +45,7 @@ def bench(coded: Path) -> Bench:  # noqa: F811
             block.attention.camera_out.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(1))  # type: ignore[union-attr, operator]
     whole = player.data.clips(3, held_out=False)
     clips = [whole.batch(torch.tensor([number])) for number in range(4)]
-    return Bench(player, clips, 1, 2, 0, Meter(Console(quiet=True), 9))
+    return Bench(player, clips, player.data.told(held_out=False), 1, 2, 0, Meter(Console(quiet=True), 9))
 
 
 def test_scores_by_hand(bench: Bench) -> None:
@@ -147,6 +147,7 @@ def test_the_stage_writes_numbers_and_pictures(coded: Path, tmp_path: Path, caps
     result = json.loads((tmp_path / "look/evaluation.json").read_text())
     told = result["conditions"]
     assert (told["steps"], told["context"], told["horizon"], told["pictures"], told["world"]) == (2, 1, 2, True, "student")
+    assert told["clips"] == [["4.mp4", 0, "xxxxx"]]
     assert result["by_steps"][0]["steps"] == 1 and result["prompt_gap"] == {"skipped": "all held-out clips have the same prompt"}
     table = (tmp_path / "look/evaluation.md").read_text()
     assert "PSNR dB, gain over repeat last" in table and "right minus mirrored cameras" in table and "1 steps" in table

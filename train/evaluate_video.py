@@ -24,6 +24,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,13 @@ def run_stage(config: RunConfig, out: Path) -> dict[str, Any]:
 
 def _bench(config: RunConfig, stage: EvaluateStage, player: Player, meter: Meter) -> Bench:
     most = min(stage.rollouts, QUICK) if stage.size is EvaluationSize.quick else stage.rollouts
-    clips = video_examine.held_out(player, max(most, 1))
+    clips, told = video_examine.held_out(player, most)
     context, length = video_examine.context_for(player, clips), clips[0].latent.shape[1]
     if context >= length:
         raise ConfigError(
             f"the clips of {config.data.root} hold {length} latents, and a dream's past takes {context}: prepare longer ones"
         )
-    return Bench(player, clips, context, stage.sampler_steps or player.sampler.steps, config.seed, meter)
+    return Bench(player, clips, told, context, stage.sampler_steps or player.sampler.steps, config.seed, meter)
 
 
 def _conditions(bench: Bench, stage: EvaluateStage) -> dict[str, Any]:
@@ -98,6 +99,7 @@ def _conditions(bench: Bench, stage: EvaluateStage) -> dict[str, Any]:
         "chunk": player.sampler.chunk,
         "window": player.sampler.window,
         "rollouts": len(bench.clips),
+        "clips": [list(told) for told in bench.told],
         "context": bench.context,
         "horizon": bench.horizon,
         "pictures": player.codec is not None,
@@ -117,7 +119,7 @@ def _examine(bench: Bench, stage: EvaluateStage, result: dict[str, Any]) -> None
 
 
 def _at_steps(bench: Bench, steps: int) -> dict[str, Any]:
-    found, _ = video_examine.rollouts(Bench(bench.player, bench.clips, bench.context, steps, bench.seed, bench.meter))
+    found, _ = video_examine.rollouts(replace(bench, steps=steps))
     rows = [{"horizon": r["horizon"], "gain": r["latent"]["gain"]["mean"], "std": r["latent"]["std"]} for r in found["by_horizon"]]
     return {"steps": steps, "by_horizon": rows, "motion_ratio": found["motion"]["by_space"]["latent"]["ratio"]}
 
@@ -132,7 +134,7 @@ def _publish(result: dict[str, Any], bench: Bench, out: Path, console: Console) 
     real, dream = (np.stack(pictures) for pictures in zip(*bench.shown, strict=True))
     first, fps = 1 + PER_LATENT * (bench.context - 1), bench.player.data.fps
     none = np.zeros((*real.shape[:2], 0), np.float32)
-    clips = Clips(real, none, none, first, tuple((f"clip {i}", 0) for i in range(len(real))))
+    clips = Clips(real, none, none, first, tuple((file, number) for file, number, _ in bench.told[: len(real)]))
     at = [PER_LATENT * h for h in video_examine.horizons(bench.horizon)]
     drawings: dict[str, Callable[[Path], None]] = {
         "contact_sheet.png": lambda path: report_card.contact_sheet(path, clips, dream[:, first:], at, fps, NOTE),

@@ -149,7 +149,13 @@ def _shard(group: Sequence[Encoded], embed: Embed) -> tuple[Mapping[str, Tensor]
         tensors["views"] = torch.cat([torch.from_numpy(clip.views) for clip in clips])
         tensors["intrinsics"] = torch.cat([torch.from_numpy(clip.intrinsics) for clip in clips])
     table = [
-        {"file": clip.video.told["file"], "number": clip.number, "latents": len(latent), "tokens": len(row)}
+        {
+            "file": clip.video.told["file"],
+            "number": clip.number,
+            "prompt": clip.video.prompt,
+            "latents": len(latent),
+            "tokens": len(row),
+        }
         for clip, latent, row in zip(clips, latents, rows, strict=True)
     ]
     return tensors, {"clips": table}

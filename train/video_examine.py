@@ -31,11 +31,13 @@ KEPT = 4  # clips whose pictures are kept to be shown
 
 @dataclass
 class Bench:
-    """clips: held-out, one each. context: real latents before the dream. steps: denoising steps of a chunk. shown: real and dreamed
-    pictures (F,H,W,3) of the first few rollouts. seconds: that dreaming has taken so far."""
+    """clips: held-out, one each; told: their video, number and prompt. context: real latents before the dream. steps: denoising
+    steps of a chunk. shown: real and dreamed pictures (F,H,W,3) of the first few rollouts. seconds: that dreaming has taken so far.
+    """
 
     player: Player
     clips: Sequence[ClipBatch]
+    told: Sequence[tuple[str, int, str]]
     context: int
     steps: int
     seed: int
@@ -61,12 +63,13 @@ class Bench:
         return made
 
 
-def held_out(player: Player, count: int) -> list[ClipBatch]:
-    """Up to `count` held-out clips, evenly chosen, of as many whole chunks as the videos have."""
+def held_out(player: Player, count: int) -> tuple[list[ClipBatch], list[tuple[str, int, str]]]:
+    """Up to `count` held-out clips, evenly chosen, of as many whole chunks as the videos have; and their video, number, prompt."""
     chunk, (_, lengths) = player.sampler.chunk, player.data.index.part(True)
     clips = player.data.clips(int(lengths.max()) // chunk * chunk, held_out=True)
     numbers = clips.sampler.spread(min(count, clips.sampler.count))
-    return [clips.batch(number[None]) for number in numbers]
+    told = player.data.told(held_out=True)
+    return [clips.batch(number[None]) for number in numbers], [told[int(number)] for number in numbers]
 
 
 def context_for(player: Player, clips: Sequence[ClipBatch]) -> int:

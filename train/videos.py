@@ -146,7 +146,7 @@ class VideoLatents:
         return codec
 
     def _index(self, shards: Sequence[tuple[dict[str, Tensor], dict[str, Any]]]) -> None:
-        table = [clip for _, note in shards for clip in note["clips"]]
+        self._table = table = [clip for _, note in shards for clip in note["clips"]]
         lengths = np.array([clip["latents"] for clip in table], np.int64)
         held_out = held_out_clips([clip["file"] for clip in table])
         if held_out.all():
@@ -157,6 +157,11 @@ class VideoLatents:
             rows for tensors, note in shards for rows in tensors["text"].split([clip["tokens"] for clip in note["clips"]])
         ]
         self.digest = hashlib.sha256(json.dumps([note for _, note in shards], sort_keys=True).encode()).hexdigest()[:16]
+
+    def told(self, held_out: bool) -> list[tuple[str, int, str]]:
+        """(video, which clip of it, prompt) of the clips, in their order; "" where an older version kept no prompt."""
+        chosen = zip(self._table, self.index.held_out, strict=True)
+        return [(str(c["file"]), int(c["number"]), str(c.get("prompt", ""))) for c, held in chosen if held == held_out]
 
     def clips(self, frames: int, held_out: bool) -> Clips:
         """One clip of `frames` latents from the beginning of each that was prepared."""
