@@ -71,8 +71,10 @@ def parser() -> argparse.ArgumentParser:
     group = p.add_argument_group("the world")
     group.add_argument("--revision", metavar="R", help="of a world on the hub: branch, tag or commit (default: main)")
     group.add_argument("--offline", action="store_true", help="fetch nothing; play what is here")
-    group.add_argument("--yes", action="store_true", help="fetch a published world's files without asking")
+    group.add_argument("--yes", action="store_true", help="fetch a world's files without asking")
     group.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), help="where the network runs (default: auto)")
+    group.add_argument("--decoder", choices=("auto", "gpu", "cpu"), help="of a video world, beside a GPU (default: by free memory)")
+    group.add_argument("--window", type=whole(1), metavar="N", help="of a video world: latents that it sees (default: the world's)")
     group.add_argument("--steps", type=whole(1), metavar="N", help="denoising steps a frame (default: the world's)")
     group.add_argument("--seed", type=whole(0), metavar="N", help="random seed (default: 0)")
     group.add_argument("--spawn", type=whole(0), metavar="N", help="starting place (default: 0)")
@@ -168,6 +170,10 @@ def start(flags: argparse.Namespace) -> int:
         "threads": flags.threads or made_by.get("threads") or ("auto" if flags.headless else "spare"),
         "merge": flags.throughput or bool(made_by.get("merge")),
     }
+    own = {"window": flags.window or made_by.get("window"), "decoder": flags.decoder}
+    if not flags.device:  # on another device than the replay's the place of its decoder means nothing
+        own["decoder"] = flags.decoder or made_by.get("decoder")
+    options |= {name: value for name, value in own.items() if value}
     image = _image(flags, made_by, preview.size)
     if image is not None:
         from worldmodel.picture import to_text
@@ -260,7 +266,7 @@ def _print_pending(wanted: str, flags: argparse.Namespace) -> bool:
 def _wish(wanted: str, flags: argparse.Namespace) -> Wish:
     from worldmodel.obtain import Wish
 
-    return Wish(wanted, flags.revision, flags.offline, flags.prompt, flags.yes, flags.device or "auto")
+    return Wish(wanted, flags.revision, flags.offline, flags.prompt, flags.yes, flags.device or "auto", flags.window)
 
 
 def _preview(wanted: str, flags: argparse.Namespace) -> tuple[Preview, Path]:
@@ -273,7 +279,7 @@ def _preview(wanted: str, flags: argparse.Namespace) -> tuple[Preview, Path]:
     if is_published(wanted):
         folder, source = obtain(_wish(wanted, flags))
     else:
-        folder, source = locate(wanted, flags.revision, flags.offline)
+        folder, source = locate(wanted, flags.revision, flags.offline, flags.yes)
     if folder == Path(wanted) / EXPORT:
         print(f"note: {wanted} is a run: playing {folder}", file=sys.stderr)
     config = WorldConfig.load(folder)
@@ -310,7 +316,7 @@ def _factory(
         report("load", 0.6)
         # the game starts the compiled engine itself: it shows the stage, or plays on meanwhile
         try:
-            return load(str(folder), **{key: options[key] for key in ("device", "steps", "threads", "merge")}, image=image)
+            return load(str(folder), **{key: value for key, value in options.items() if key != "compile"}, image=image)
         except CheckpointError as error:
             from worldmodel.obtain import forget
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from huggingface_hub import constants, snapshot_download
 
@@ -15,7 +16,7 @@ import play as door
 from tests.hub_client import NAME, contents, error, folder, hub, log_in, play_dry  # noqa: F401 - fixtures
 from tests.hub_server import Repo
 from worldmodel import hub as hub_module
-from worldmodel.hub import fetch_world, hub_name
+from worldmodel.hub import fetch_world, hub_name, locate
 from worldmodel.hub_transfer import ORIGIN
 from worldmodel.sums import verify
 
@@ -67,7 +68,12 @@ def test_play_and_replay_through_the_front_door(hub, tmp_path, capsys):
     env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
     args = ["--headless", "--threads", "1", "--device", "cpu", "--frames", "3", "--agent", "random", "--steps", "1"]
     command = [sys.executable, str(ROOT / "play.py"), NAME, *args, "--replay-out", str(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    refused = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False)
+    assert refused.returncode == 2 and refused.stderr == (
+        "error: nobody can be asked here whether to fetch that: run the same command with --yes\n"
+    )
+    assert "model.safetensors" in refused.stdout and not hub.bytes_asked("")
+    done = subprocess.run([*command, "--yes"], env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "licence: apache-2.0" in done.stdout
     replay = next(tmp_path.glob("tiny-*.jsonl"))
@@ -89,6 +95,32 @@ def test_a_new_commit_is_fetched_and_an_old_one_can_be_pinned(hub, folder, capsy
     assert capsys.readouterr().out.count(f"hf://{NAME}@{first.name}") == 2
 
 
+def test_consent_is_asked_for_on_a_terminal(hub, folder, capsys, monkeypatch, tmp_path):
+    """A no fetches nothing; where an older copy is here, that is played."""
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    asked: list[str] = []
+
+    def answer(text: str) -> None:
+        monkeypatch.setattr("builtins.input", lambda question: (asked.append(question), text)[1])
+
+    for text in ("n", "", "maybe"):
+        answer(text)
+        assert "nothing was fetched: answer y" in error(capsys, NAME)
+    assert not hub.bytes_asked("") and asked == ["Fetch this once? [y/N] "] * 3 and not list((tmp_path / "cache").rglob("*.part"))
+    answer("Y")
+    first, source = locate(NAME)
+    verify(first)
+    assert locate(NAME) == (first, source) and len(asked) == 4  # it is here: nobody is asked
+    newer = hub.repos[NAME].commit(contents(folder) | {"NOTES.md": b"new"})
+    answer("n")
+    assert locate(NAME) == (first, source)
+    assert f"note: nothing was fetched: answer y, or give --yes; playing the copy that is here, commit {first.name[:12]}" in (
+        capsys.readouterr().err
+    )
+    assert locate(NAME, yes=True)[0].name == newer and len(asked) == 5
+
+
 def test_offline_plays_what_is_here(hub, capsys, monkeypatch):
     assert "run once without --offline" in error(capsys, NAME, "--offline")
     place = fetch_world(NAME)
@@ -108,9 +140,9 @@ def test_every_refusal_is_one_sentence_with_its_fix(hub, folder, capsys, tmp_pat
     assert "has no revision 'v9': leave out --revision" in error(capsys, NAME, "--revision", "v9")
     hub.repos["alice/gated"] = Repo(gated=True)
     hub.repos["alice/gated"].commit(contents(folder))
-    assert f"alice/gated is gated: accept its terms at {hub.url}/alice/gated" in error(capsys, "alice/gated")
+    assert f"alice/gated is gated: accept its terms at {hub.url}/alice/gated" in error(capsys, "alice/gated", "--yes")
     log_in(tmp_path)
-    assert "is gated" in error(capsys, "alice/gated")
+    assert "is gated" in error(capsys, "alice/gated", "--yes")
     log_in(tmp_path, "hf_wrong")
     assert "the hub refuses the token: log in" in error(capsys, NAME)
     (tmp_path / "token").unlink()

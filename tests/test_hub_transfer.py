@@ -31,7 +31,9 @@ def test_a_cut_connection_is_mended_and_a_lasting_break_is_resumed(hub, capsys, 
     shutil.rmtree(tmp_path / "cache")
     hub.log.clear()
     hub.faults.update(cut=1000, cuts=99)
-    assert f"the connection for {NAME} broke" in (message := error(capsys, NAME)) and "it goes on where it stopped" in message
+    assert (
+        f"the connection for {NAME} broke" in (message := error(capsys, NAME, "--yes")) and "it goes on where it stopped" in message
+    )
     (part,) = (tmp_path / "cache/worldmodel/alice--tiny").glob("*.part")
     assert not (part / BIG).exists() and not list((tmp_path / "cache").glob("**/refs"))
     hub.faults.clear()
@@ -48,7 +50,18 @@ def test_a_server_without_ranges_starts_the_file_again(hub, tmp_path):
 
 def test_ctrl_c_keeps_the_part_and_the_next_run_goes_on(hub, tmp_path):
     env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, str(ROOT / "play.py"), NAME, "--headless", "--frames", "1", "--no-replay", "--device", "cpu"]
+    command = [
+        sys.executable,
+        str(ROOT / "play.py"),
+        NAME,
+        "--yes",
+        "--headless",
+        "--frames",
+        "1",
+        "--no-replay",
+        "--device",
+        "cpu",
+    ]
     hub.faults["stall"] = 30
     running = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     arriving: list[Path] = []
@@ -74,7 +87,7 @@ def test_a_slow_link_is_given_up(hub, capsys, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
     hub.faults["slow"] = 0.5
-    assert f"{hub.url} is silent for too long" in (message := error(capsys, NAME)) and "HF_HUB_DOWNLOAD_TIMEOUT" in message
+    assert f"{hub.url} is silent for too long" in (message := error(capsys, NAME, "--yes")) and "HF_HUB_DOWNLOAD_TIMEOUT" in message
     hub.faults.clear()
     hub.faults.update(stall=0.5, stalls=2)  # silent twice: the client asks again, for the rest
     verify(fetch_world(NAME))
@@ -84,12 +97,12 @@ def test_a_slow_link_is_given_up(hub, capsys, monkeypatch):
 
 def test_damage_on_the_way_and_on_the_hub(hub, folder, capsys, tmp_path):
     hub.faults["garble"] = 1
-    assert "arrived damaged, its hash is not the hub's" in error(capsys, NAME)
+    assert "arrived damaged, its hash is not the hub's" in error(capsys, NAME, "--yes")
     assert not list((tmp_path / "cache").rglob("*.partial"))
     hub.faults.clear()
     hub.repos["alice/bad"] = Repo()
     hub.repos["alice/bad"].commit(contents(folder) | {"spawns/000/actions.json": b"[]"})
-    message = error(capsys, "alice/bad")
+    message = error(capsys, "alice/bad", "--yes")
     assert "alice/bad is damaged on the hub" in message and "spawns/000/actions.json does not match" in message
     assert not list((tmp_path / "cache/worldmodel/alice--bad").glob("[0-9a-f]*"))
 
@@ -108,8 +121,8 @@ def test_a_full_or_locked_disk_is_said(hub, capsys, monkeypatch, tmp_path):
     usage = type(shutil.disk_usage("/"))
     with monkeypatch.context() as patch:
         patch.setattr("worldmodel.hub_transfer.shutil.disk_usage", lambda _path: usage(10**9, 10**9, 10**6))
-        message = error(capsys, NAME)
-        assert "lacks 67." in message and "free some space, or set HF_HOME elsewhere" in message
+        message = error(capsys, NAME, "--yes")
+        assert "lacks 67." in message and "free some space, or set HF_HOME to another disk" in message
         assert not hub.bytes_asked("")
 
     def refuse(number):
@@ -119,9 +132,9 @@ def test_a_full_or_locked_disk_is_said(hub, capsys, monkeypatch, tmp_path):
         monkeypatch.setattr("worldmodel.hub_transfer.os.fsync", fail)
 
     refuse(errno.ENOSPC)
-    assert f"the disk is full at somewhere while {NAME} is written: free some space" in error(capsys, NAME)
+    assert f"the disk is full at somewhere while {NAME} is written: free some space" in error(capsys, NAME, "--yes")
     refuse(errno.EACCES)
-    assert "cannot be written at somewhere: change the folder's rights" in error(capsys, NAME)
+    assert "cannot be written at somewhere: change the folder's rights" in error(capsys, NAME, "--yes")
 
 
 def test_two_at_once_fetch_once(hub):

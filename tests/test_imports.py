@@ -10,15 +10,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BOTTOM = {"worldmodel.config", "worldmodel.action", "worldmodel.world", "worldmodel.errors", "worldmodel.flags"}
-HUB = {"worldmodel.hub", "worldmodel.hub_errors", "worldmodel.hub_transfer"}
+BOTTOM = {
+    "worldmodel.config",
+    "worldmodel.action",
+    "worldmodel.world",
+    "worldmodel.errors",
+    "worldmodel.flags",
+    "worldmodel.amounts",
+}
+HUB = {"worldmodel.hub", "worldmodel.hub_errors", "worldmodel.hub_transfer", "worldmodel.consent"}
 OURS = {"worldmodel", "train", "play", "tests"}
 
 # room -> (rooms of ours it may import, third-party packages it may import; None = any but those named in FORBIDDEN).
 # A room is a module or a package, named by its longest listed prefix; a room may always import itself.
 RULES: dict[str, tuple[set[str], set[str] | None]] = {
-    "worldmodel": ({"worldmodel.session", "worldmodel.video_session", "worldmodel.video_world", "worldmodel.config"}, set()),
+    "worldmodel": ({"worldmodel.session", "worldmodel.video_session", "worldmodel.video_world"} | BOTTOM, set()),
     **{room: (BOTTOM, {"numpy"}) for room in sorted(BOTTOM)},
+    "worldmodel.placement": (BOTTOM, set()),
+    "worldmodel.footprint": (BOTTOM | {"worldmodel.models", "worldmodel.placement", "worldmodel.runtime"}, {"torch"}),
     "worldmodel.runtime": (BOTTOM, {"torch", "numpy"}),
     "worldmodel.kernels": (set(), {"torch", "triton", "numpy"}),
     "worldmodel.diffusion": (set(), {"torch"}),
@@ -26,6 +35,7 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     "worldmodel.sums": (BOTTOM, set()),
     "worldmodel.hub": (BOTTOM | HUB | {"worldmodel.sums"}, {"huggingface_hub"}),
     "worldmodel.hub_errors": (BOTTOM, {"huggingface_hub"}),
+    "worldmodel.consent": (BOTTOM | {"worldmodel.hub_transfer"}, set()),
     "worldmodel.hub_transfer": (BOTTOM | {"worldmodel.sums"}, {"huggingface_hub"}),
     "worldmodel.tensor_files": (BOTTOM, {"torch", "safetensors"}),
     "worldmodel.convert": (BOTTOM | {"worldmodel.models", "worldmodel.tensor_files"}, {"torch"}),
@@ -71,7 +81,8 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     "worldmodel.video_world": (
         BOTTOM
         | {"worldmodel.models", "worldmodel.checkpoint", "worldmodel.sums", "worldmodel.tensor_files", "worldmodel.prompt_list"}
-        | {"worldmodel.runtime", "worldmodel.video_session", "worldmodel.prompt_book"},
+        | {"worldmodel.runtime", "worldmodel.video_session", "worldmodel.prompt_book"}
+        | {"worldmodel.placement", "worldmodel.footprint"},
         {"torch", "numpy"},
     ),
     "worldmodel.prompt_book": (BOTTOM | {"worldmodel.models", "worldmodel.compiled", "worldmodel.prompt_list"}, {"torch"}),
@@ -100,7 +111,8 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
         BOTTOM
         | {"worldmodel", "worldmodel.runtime", "worldmodel.kernels", "worldmodel.diffusion", "worldmodel.models"}
         | {"worldmodel.checkpoint", "worldmodel.session", "worldmodel.data"}
-        | {"worldmodel.assemble", "worldmodel.tensor_files", "worldmodel.video_session"},
+        | {"worldmodel.assemble", "worldmodel.tensor_files", "worldmodel.video_session"}
+        | {"worldmodel.video_world", "worldmodel.footprint"},
         None,
     ),
     "play": (

@@ -148,6 +148,7 @@ def test_what_is_made_is_what_was_published(hub, public, tmp_path):  # noqa: F81
 def test_a_new_prompt_needs_the_encoder_that_is_here_and_nothing_else(hub, tmp_path, capsys):
     folder = made()
     assert [e.text for e in entries(folder)] == ["The old mill"]  # the card's own
+    assert "the prompt is empty: give some words" in error(capsys, "--prompt", " ")
     asked = len(hub.log)
     assert made(prompt=TEXT) == made(prompt="1") == made(prompt=TEXT, offline=True) == folder
     assert [e.text for e in entries(folder)] == ["The old mill", TEXT] and len(hub.log) == asked
@@ -191,9 +192,12 @@ def test_no_room_no_memory_and_no_packages_are_told_before_anything_is_fetched(h
     with monkeypatch.context() as patch:
         patch.setattr("worldmodel.hub_transfer.shutil.disk_usage", lambda _path: usage(10**9, 10**9, 10**6))
         assert "free some space, or set HF_HOME to another disk" in error(capsys, "--yes")
-    write_card(public, memory_mb=10**9)
-    assert "tiny needs about 1000000.0 GB of memory, cpu has" in error(capsys, "--yes", "--device", "cpu")
-    write_card(public)
+    with monkeypatch.context() as patch:
+        patch.setattr("worldmodel.runtime.free_memory", lambda device: 10**9)
+        assert "tiny needs 1.0 GB of memory (network " in error(capsys, "--yes", "--device", "cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_ASSETS_CACHE", str(public / "model.json"))
+        assert "model.json/worldmodel cannot be made (Not a directory): set HF_HOME to a folder of yours" in error(capsys, "--yes")
     with monkeypatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: None if name == "ftfy" else name)
         assert "pip install 'worldmodel[wan]'" in error(capsys, "--yes")
@@ -275,6 +279,12 @@ class Evil:
         ("umt5.pth", lambda p: pickled(weights())[:5000], "is damaged or cut off"),
         ("taew.safetensors", lambda p: (p / "taew.safetensors").read_bytes()[:-7], "is not whole safetensors"),
         ("vae.safetensors", lambda p: (p / "taew.safetensors").read_bytes(), "is not Wan2.1_VAE"),
+        ("vae.safetensors", lambda p: pickled({"a": Evil()}), "is not whole safetensors"),
+        (
+            "dmd/model.pt",
+            lambda p: pickled({"generator_ema": {k: v * torch.nan for k, v in wrapped(p)["generator_ema"].items()}}),
+            "holds values that are not finite; take the original weights",
+        ),
     ],
 )
 def test_files_that_are_wrong_on_the_hub_make_no_world(hub, public, tmp_path, capsys, name, spoil, said):  # noqa: F811

@@ -39,6 +39,7 @@ from worldmodel.config import DiTConfig
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.models.attention import Layout
 from worldmodel.models.dit import DiT
+from worldmodel.models.kv_cache import KVCache
 from worldmodel.published import read_card
 from worldmodel.video_world import Prompt
 
@@ -79,9 +80,15 @@ def trained(home: Path, name: str, stage: str, *more: str, camera: bool = True) 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared videos with prompts and cameras, public weights without a camera, and a teacher and a causal network from them."""
+    return make_home(tmp_path_factory.mktemp("video_home"))
+
+
+def make_home(folder: Path, codec: str = "x") -> Path:
+    """Prepared videos with prompts and cameras, public weights without a camera, and a teacher and a causal network from them.
+
+    codec: id of what made the latents.
+    """
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("video_home")
     videos = folder / "videos"
     videos.mkdir()
     lines = []
@@ -89,7 +96,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_video(videos / f"{i}.mp4", 9, shade=30 * i)
         lines.append({"file": f"{i}.mp4", "prompt": "x" * (i + 1), "trajectory": f"{'wsadl'[i]}*2"})
     manifest(videos, *lines)  # type: ignore[arg-type]
-    prepare_videos(videos, folder / "data", plan(shard=2), noise_latents, letters, print, lambda done, total: None)
+    prepare_videos(videos, folder / "data", plan(shard=2, codec=codec), noise_latents, letters, print, lambda done, total: None)
     torch.manual_seed(0)
     base = DiT(DiTConfig(**DIT, activation="gelu_tanh"))  # type: ignore[arg-type]
     for parameter in base.parameters():
@@ -181,25 +188,29 @@ def test_exports_go_back_to_the_published_layout_bit_for_bit(home: Path, tmp_pat
     assert ours.keys() == again.keys() and all(torch.equal(t, again[n]) and t.dtype == again[n].dtype for n, t in ours.items())
 
 
-def test_a_trained_student_plays(home: Path, tmp_path: Path) -> None:
-    """export -> the reference's names -> a world by a card of one's own -> the game's session, which moves with the keys."""
-    trained(home, "student", "dmd", "steps=2")
-    export = home / "student/export"
-    public = tmp_path / "public.safetensors"
+def student_world(home: Path, folder: Path, export: Path) -> Path:
+    """export -> the reference's names -> the folder of a world by a card of one's own."""
+    public = folder / "public.safetensors"
     assert (
         checkpoint(["convert", str(export / "model.safetensors"), str(public), "--config", str(export), "--to", "reference"]) == 0
     )
     size = {"height": 32, "width": 48, "chunk": 1, "window": 4, "steps": 2, "memory_mb": 0}
     card = replace(read_card("minwm-action2v"), config=str(export), **size)
     decoder = {name: 0.1 * t for name, t in tensors(published_tiny((16, 8, 8, 8))).items()}
-    save_file(decoder, tmp_path / "taew.safetensors")
+    save_file(decoder, folder / "taew.safetensors")
     prompt = Prompt("xx", letters(["xx"])[0])
-    assemble("student", card, public, tmp_path / "taew.safetensors", [prompt], tmp_path / "world")
-    session = load(str(tmp_path / "world"), device="cpu", threads=1)
+    assemble("student", card, public, folder / "taew.safetensors", [prompt], folder / "world")
+    return folder / "world"
+
+
+def test_a_trained_student_plays(home: Path, tmp_path: Path) -> None:
+    """It becomes a world, whose session moves with the keys."""
+    trained(home, "student", "dmd", "steps=2")
+    session = load(str(student_world(home, tmp_path, home / "student/export")), device="cpu", threads=1)
     frames = session.step(Action(frozenset({"forward"})))
     assert len(frames) == 4 and frames[0].rgb.shape == (32, 48, 3)
     held = load_file(tmp_path / "world/model.safetensors")
-    assert all(torch.equal(t, held[n]) for n, t in load_file(export / "model.safetensors").items())
+    assert all(torch.equal(t, held[n]) for n, t in load_file(home / "student/export/model.safetensors").items())
 
 
 def test_every_stage_composes_for_the_published_model() -> None:
@@ -216,7 +227,7 @@ def test_what_has_no_published_layout_is_refused(home: Path, tmp_path: Path, cap
     assert "it has no published layout" in capsys.readouterr().err and not out.exists()
 
 
-def _two(folder: Path, *overrides: str) -> TrainState:
+def two_processes(folder: Path, *overrides: str) -> TrainState:
     command = [sys.executable, *TORCHRUN, f"runs={folder.parent}", f"name={folder.name}", *overrides]
     done = subprocess.run(command, cwd=folder.parent, env=environment(), text=True, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -247,18 +258,20 @@ def test_two_processes_with_shards_do_what_one_does(home: Path, tmp_path: Path, 
     start = (f"init={home}/ar",) if stage == "ar_diffusion" else ()
     common = words(home, stage, *start, "steps=3", "stage.schedule=constant")
     run(composed(*common, "stage.batch=4"), tmp_path / "one")
-    other = _two(tmp_path / "two", *common, "stage.batch=2", "train.fsdp=true", "train.checkpoint_activations=true")
+    other = two_processes(tmp_path / "two", *common, "stage.batch=2", "train.fsdp=true", "train.checkpoint_activations=true")
     _assert_same_run(_latest(tmp_path / "one"), other)
 
 
-def _rollout(recompute: bool, window: int) -> tuple[Tensor, list[Tensor], int]:
+def _rollout(recompute: bool, window: int, whole: bool = False) -> tuple[Tensor, list[Tensor], int]:
     """Three chunks with gradients against a cache, each committed; output, gradients and bytes kept."""
     torch.manual_seed(0)
     model = DiT(DiTConfig(**DIT, activation="gelu_tanh", camera=True))  # type: ignore[arg-type]
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     prepare(model, Ranks(0, 1, torch.device("cpu")), TrainOptions(checkpoint_activations=recompute), compiled=False)
-    cache = rollout_cache(model.cfg, (8, 8), 1, window, 1, 0, torch.device("cpu"), torch.float32, cameras=True, frames=3)
+    cache = rollout_cache(
+        model.cfg, (8, 8), 1, window, 1, 0, torch.device("cpu"), torch.float32, cameras=True, frames=4, whole=whole
+    )
     draw, kept, outs = torch.Generator().manual_seed(1), dict[int, int](), []
     text, noisy = torch.randn(1, 4, 16, generator=draw), torch.randn(1, 3, 16, 8, 8, generator=draw)
     views = torch.eye(4).expand(1, 1, 4, 4)
@@ -279,13 +292,28 @@ def _rollout(recompute: bool, window: int) -> tuple[Tensor, list[Tensor], int]:
     return out, [p.grad.clone() for p in model.parameters() if p.grad is not None], sum(kept.values())
 
 
-def test_rollouts_that_the_ring_holds_are_recomputed() -> None:
+def test_rollouts_that_the_cache_holds_are_recomputed() -> None:
     plain, lean = _rollout(False, 4), _rollout(True, 4)
     assert torch.equal(plain[0], lean[0]) and all(torch.equal(a, b) for a, b in zip(plain[1], lean[1], strict=True))
     assert lean[2] < 0.6 * plain[2]
-    assert not isinstance(
-        rollout_cache(DiTConfig(), (8, 8), 1, 4, 1, 0, torch.device("cpu"), torch.float32, frames=5), LastingCache
-    )
+
+    def kind(frames: int, whole: bool, sink: int = 0) -> type:
+        options = {"frames": frames, "whole": whole}
+        return type(rollout_cache(DiTConfig(), (8, 8), 1, 4, 1, sink, torch.device("cpu"), torch.float32, **options))  # type: ignore[arg-type]
+
+    assert [kind(4, False), kind(5, True)] == [LastingCache] * 2 and [kind(5, False), kind(5, True, 1), kind(0, True)] == [
+        KVCache
+    ] * 3
+
+
+def test_a_rollout_longer_than_the_window_is_what_the_ring_makes() -> None:
+    """Held whole, and made again at backward; the keys lie in another order, so sums round otherwise."""
+    ring, whole, lean = _rollout(False, 2), _rollout(False, 2, whole=True), _rollout(True, 2, whole=True)
+    torch.testing.assert_close(whole[0], ring[0], rtol=1e-5, atol=1e-6)
+    for a, b in zip(whole[1], ring[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+    assert torch.equal(whole[0], lean[0]) and all(torch.equal(a, b) for a, b in zip(whole[1], lean[1], strict=True))
+    assert lean[2] < 0.6 * whole[2] and not torch.allclose(ring[0][:, 2], _rollout(False, 4)[0][:, 2], atol=1e-5)
 
 
 # -- estimates ------------------------------------------------------------------------------------------------------------------

@@ -32,9 +32,10 @@ from worldmodel.models.video import VideoEncoder
 from worldmodel.models.wan.codec_keys import vae_from_reference
 from worldmodel.models.wan.vae import WanEncoder, WanVAE
 from worldmodel.picture import from_text
+from worldmodel.prompt_list import number
 from worldmodel.published import VideoCard, card_names, read_card
 from worldmodel.session import open_session
-from worldmodel.video_world import Prompt, decoder_of, encode_picture, load_video
+from worldmodel.video_world import Prompt, check_prompt, decoder_of, encode_picture, load_video, video_config
 
 TINY = CodecConfig(kind="taehv", decoder_widths=(16, 8, 8))
 ROOT = Path(__file__).parents[1]
@@ -121,7 +122,10 @@ def test_the_client_plays_it_by_prompt(public: Path) -> None:
     )
     assert again.returncode == 0 and "exact" in again.stdout
     wrong = subprocess.run([*command, "--prompt", "a castle"], cwd=ROOT, text=True, capture_output=True, timeout=60)
-    assert wrong.returncode == 2 and "holds no embedding of the prompt 'a castle'" in wrong.stderr and "1: boats" in wrong.stderr
+    assert wrong.returncode == 2 and "1: boats" in wrong.stderr
+    assert "the world 'tiny' holds no embedding of the prompt 'a castle'" in wrong.stderr  # whatever its folder is called
+    with pytest.raises(ConfigError, match="the prompt is empty: give some words, or leave out --prompt"):
+        number(out, " ")
 
 
 def test_a_picture_starts_a_frame_wise_world(public: Path, capsys, monkeypatch) -> None:
@@ -186,6 +190,21 @@ def test_damage_is_named(public: Path, damage, said: str) -> None:
     damage(out)
     with pytest.raises(CheckpointError, match=said):
         load_video(out)
+
+
+def test_descriptions_and_embeddings_that_cannot_be_are_refused(public: Path) -> None:
+    """By name, before a network is built: such a folder may come from anybody."""
+    out = make(public)
+    told = json.loads((out / "config.json").read_text())
+    for part, value, said in (
+        ("model", {"in_channels": 7}, r"model\.in_channels 7, model\.out_channels 16 and codec\.channels 16 must agree"),
+        ("codec", {"channels": 8}, r"codec\.channels of taehv is 16, got 8"),
+    ):
+        (out / "config.json").write_text(json.dumps({**told, part: {**told[part], **value}}))
+        with pytest.raises(ConfigError, match=said):
+            load(str(out), device="cpu")
+    with pytest.raises(CheckpointError, match="the embedding of 'x' holds values that are not finite: make it again"):
+        check_prompt(Prompt("x", torch.full((5, 32), torch.nan)), video_config(make(public)))
 
 
 def test_what_does_not_belong_together_is_said(public: Path) -> None:

@@ -48,7 +48,8 @@ def check_name(name: str) -> None:
 
 
 def _validate_evaluation(stage: EvaluateStage) -> None:
-    not_negative({f"stage.{n}": getattr(stage, n) for n in ("rollouts", "sampler_steps", "random_frames")})
+    at_least_one({"stage.rollouts": stage.rollouts})
+    not_negative({f"stage.{n}": getattr(stage, n) for n in ("sampler_steps", "random_frames")})
     if not all(1 <= count <= MOST_STEPS for count in (stage.sampler_steps or 1, *stage.step_counts)):
         raise ConfigError(
             f"stage.sampler_steps and stage.step_counts are step counts from 1 to {MOST_STEPS}, "

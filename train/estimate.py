@@ -90,6 +90,8 @@ def estimate(config: RunConfig, size: tuple[int, int], gpus: int) -> Estimate:
     """Count what `config` takes on each of `gpus`. size: (H, W) of the pictures."""
     from train.kept import activations, lasting, mask_bytes
     from train.optim import Ema, Optimisers
+    from train.stage_options import DmdStage
+    from train.video_codec import restart_bytes
     from worldmodel.models.dit import DiT
 
     stage = dry_stage(config, size)
@@ -109,6 +111,9 @@ def estimate(config: RunConfig, size: tuple[int, int], gpus: int) -> Estimate:
         "mask of teacher forcing, while it is made": max((mask_bytes(stage, p) for p in stage.passes()), default=0.0),
         "cache of rollouts": float(stage.student.cache.store.nbytes) if any(p.cached for p in stage.passes()) else 0.0,  # type: ignore[attr-defined]
     }
+    own = stage.options
+    if isinstance(own, DmdStage) and stage.model_config.text_dim and own.rollout_frames > own.clip_frames:
+        memory["video codec, while clips are begun anew"] = restart_bytes(size, own.batch)
     passes = [p for p in stage.passes() if not p.cached or lasting(stage)] if config.train.checkpoint_activations else []
     again = sum(p.share * _forward(stage, p) for p in passes)
     costs = stage.costs()

@@ -6,6 +6,7 @@ same `train.threads` (set it to 1 where other programs keep the cores busy); a G
 
 ``stage.size`` is quick, compare (to rank worlds) or full (`train.sizes`); ``stage.step_counts=[1,2,4]`` adds a compact table of
 several step counts. Trained probes are kept in the folder of all runs, so that evaluations on the same data share them.
+Worlds of videos have an evaluation of their own: `train.evaluate_video`.
 
 What the numbers are. Held-out episodes (the last 5 % by file name) are cut into clips; the model is given `window` real frames,
 then dreams on its own (open loop) under the recorded actions. All rollouts run as one batch of the library's own parts
@@ -58,6 +59,8 @@ from train.monitor import Console, clock_text
 from train.options import EvaluationSize
 from train.sizes import Size
 from train.stage_options import EvaluateStage
+from train.video_player import dreams_videos
+from train.videos import is_prepared
 from worldmodel import runtime
 from worldmodel.errors import ConfigError, DataError, WorldModelError
 from worldmodel.session import WorldSession, open_session
@@ -118,6 +121,15 @@ def run_stage(config: RunConfig, folder: Path) -> dict[str, Any]:
     assert isinstance(stage, EvaluateStage)
     if not config.world:
         raise ConfigError("say which world to evaluate: world=FOLDER, or the name of a bundled world")
+    if is_prepared(Path(config.data.root)):
+        from train import evaluate_video
+
+        return evaluate_video.run_stage(config, Path(stage.out) if stage.out else folder)
+    if dreams_videos(config.world):
+        raise ConfigError(
+            f"world={config.world} dreams videos, and {config.data.root} holds none that are prepared: make some by "
+            "python -m train.prepare and give them by data.root="
+        )
     return run(
         config.world,
         Path(config.data.root),
@@ -184,7 +196,7 @@ def _examine(
 
     def keep(name: str, value: dict[str, Any]) -> None:
         result[name] = value
-        _write(out / "evaluation.partial.json", json.dumps(_rounded(result), indent=1))
+        write(out / "evaluation.partial.json", json.dumps(rounded(result), indent=1))
 
     keep("speed", _measured_speed(session, bench, meter))
     scores, dream = examine.rollouts(bench)
@@ -232,8 +244,8 @@ def _speed_of(world: str | Path, steps: int, bench: Bench, options: dict[str, An
 def _publish(result: dict[str, Any], bench: Bench, dream: np.ndarray, views: dict[str, Any], out: Path, console: Console) -> None:
     """Write files; a picture that cannot be drawn is told and costs no number."""
     fps, horizons = bench.dreamer.config.fps, bench.size.horizons
-    _write(out / "evaluation.json", json.dumps(_rounded(result), indent=1) + "\n")
-    _write(out / "evaluation.md", summary.markdown(result))
+    write(out / "evaluation.json", json.dumps(rounded(result), indent=1) + "\n")
+    write(out / "evaluation.md", summary.markdown(result))
     (out / "evaluation.partial.json").unlink(missing_ok=True)
     drawings: dict[str, Callable[[Path], None]] = {
         "contact_sheet.png": lambda path: report_card.contact_sheet(path, bench.clips, dream, horizons, fps),
@@ -248,7 +260,8 @@ def _publish(result: dict[str, Any], bench: Bench, dream: np.ndarray, views: dic
             console.say(f"{name} is left out: {error}")
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """A file as a whole, or DataError."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -257,12 +270,12 @@ def _write(path: Path, text: str) -> None:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Floats to six significant digits; values that are not finite become None, which JSON can say."""
     if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
+        return {k: rounded(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(v) for v in value]
+        return [rounded(v) for v in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if np.isfinite(value) else None
     return value

@@ -141,6 +141,12 @@ def walk(path: str, overrides: Sequence[Override]) -> tuple[list[str], str, type
 def unknown_key(path: str, overrides: Sequence[Override]) -> str:
     """The sentence for a setting that does not exist, with the nearest that does."""
     seen, part, kind = walk(path, overrides)
+    chosen = {o.key_or_group: values(o)[0] for o in overrides if not o.is_delete()}
+    if "experiment" in chosen and path not in chosen:
+        return (
+            f"experiment={chosen['experiment']} sets {path}, which stage={chosen.get('stage')} does not have: "
+            "leave out experiment=, and give model= and data= by hand"
+        )
     if seen == ["recipe"]:
         return f"the recipe has no entry {path.partition('.')[2]!r}: to add one write +{path}="
     if kind is None:

@@ -149,7 +149,13 @@ def _shard(group: Sequence[Encoded], embed: Embed) -> tuple[Mapping[str, Tensor]
         tensors["views"] = torch.cat([torch.from_numpy(clip.views) for clip in clips])
         tensors["intrinsics"] = torch.cat([torch.from_numpy(clip.intrinsics) for clip in clips])
     table = [
-        {"file": clip.video.told["file"], "number": clip.number, "latents": len(latent), "tokens": len(row)}
+        {
+            "file": clip.video.told["file"],
+            "number": clip.number,
+            "prompt": clip.video.prompt,
+            "latents": len(latent),
+            "tokens": len(row),
+        }
         for clip, latent, row in zip(clips, latents, rows, strict=True)
     ]
     return tensors, {"clips": table}
@@ -159,27 +165,21 @@ def video_encoder(path: Path, device: str) -> tuple[Encode, str]:
     """The published video codec as a function of clips, and its id. Raises CheckpointError."""
     import torch
 
-    from worldmodel.assemble import read_encoder
+    from train.video_codec import load_encoder
     from worldmodel.models.codec import to_float
     from worldmodel.models.video import VideoEncoder
-    from worldmodel.models.wan.vae import WanEncoder
     from worldmodel.runtime import pick_device
 
-    state = read_encoder(path)
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    net = WanEncoder(len(state["layers.0.bias"]))
-    net.load_state_dict(state)
     place = pick_device(device)[0]
-    stream = VideoEncoder(net.to(place).eval())
+    net, name = load_encoder(path, place)
+    stream = VideoEncoder(net)
 
     def encode(clip: Clip) -> Tensor:
         stream.reset()
         parts = (torch.from_numpy(clip.pictures[at : at + PIECE]) for at in range(0, len(clip.pictures), PIECE))
         return torch.cat([stream.encode(to_float(part.to(place))[None])[0] for part in parts])
 
-    return encode, digest.hexdigest()[:16]
+    return encode, name
 
 
 def text_encoder(weights: Path, tokenizer: Path, device: str) -> tuple[Embed, str]:

@@ -18,6 +18,8 @@ from worldmodel.data.video import VideoWriter
 PAPER, INK, FAINT, REAL, DREAM = (15, 18, 24), (236, 239, 244), (132, 142, 158), (250, 189, 94), (112, 190, 255)
 MARGIN, GAP = 28, 6
 SHEET_ROWS, FILM_TILES = 4, 4
+WIDEST = 1024  # pixels of a film's row of pictures that is still enlarged
+GAME = "Above: the real game.  Below: the dream of a network that saw only the past and was given the same keys and mouse."
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
@@ -43,7 +45,7 @@ def _save(image: Image.Image, path: Path) -> None:
     temporary.replace(path)
 
 
-def contact_sheet(path: Path, clips: Clips, dream: np.ndarray, horizons: Sequence[int], fps: float) -> None:
+def contact_sheet(path: Path, clips: Clips, dream: np.ndarray, horizons: Sequence[int], fps: float, note: str = GAME) -> None:
     """Strips of a few rollouts, evenly chosen and not by looks: the last real picture, then the real game over the dream."""
     rows = np.unique(np.linspace(0, len(dream) - 1, min(SHEET_ROWS, len(dream))).astype(int))
     columns = [h for h in horizons if h <= dream.shape[1]]
@@ -71,7 +73,6 @@ def contact_sheet(path: Path, clips: Clips, dream: np.ndarray, horizons: Sequenc
             x = left + c * (w + GAP)
             _paste(sheet, _enlarged(clips.frames[b, clips.context + horizon - 1], scale), (x, y))
             _paste(sheet, _enlarged(dream[b, horizon - 1], scale), (x, y + h + GAP))
-    note = "Above: the real game.  Below: the dream of a network that saw only the past and was given the same keys and mouse."
     draw.text((sheet.width / 2, sheet.height - foot / 2), note, FAINT, small, anchor="mm")
     _save(sheet, path)
 
@@ -110,8 +111,9 @@ def film(path: Path, clips: Clips, dream: np.ndarray, fps: float) -> None:
     across = 2 if len(rows) > 1 else 1
     down = 2 if len(rows) > 2 else 1
     tile_h, tile_w = height + 4, 2 * width + 8
+    scale = 2 if across * tile_w <= WIDEST else 1
     with VideoWriter(
-        path, (down * tile_h, across * tile_w), fps, scale=2, metadata={"title": "left: real game, right: dream"}
+        path, (down * tile_h, across * tile_w), fps, scale=scale, metadata={"title": "left: real, right: dream"}
     ) as video:
         for first in range(0, len(rows), FILM_TILES):
             page = rows[first : first + FILM_TILES]

@@ -13,6 +13,7 @@ Shapes: B rollouts, T frames, C H W latent, N heads, S tokens a frame, E head wi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,11 +30,27 @@ Link = list[tuple[Tensor, Tensor]]
 
 
 class LastingCache(KVCache):
-    """A cache for rollouts that its ring holds whole: what a pass saw is still there at backward, when it may be made again."""
+    """A cache that holds rollouts of up to `frames` whole, of which attention sees the last `window`: what a pass saw is still
+    there at backward, when it may be made again. Without sink frames, or within the window: what is seen lies in one piece.
+    """
+
+    def __init__(self, *, window: int, frames: int, **options: Any) -> None:
+        super().__init__(window=max(window, frames), **options)
+        assert frames <= window or not self.sink
+        self._reach = window - self.chunk
+
+    def visible(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
+        keys, values = super().visible(layer, tokens)
+        return keys[:, :, self._begin :], values[:, :, self._begin :]
 
     def seen(self) -> SeenFrames:
         """What a pass sees now, to be seen again when the cache has moved on."""
-        return SeenFrames(self.store[..., : self.filled * self.tokens, :], 0)
+        return SeenFrames(self.store[..., self._begin : self.filled * self.tokens, :], 0)
+
+    @property
+    def _begin(self) -> int:
+        """The first token that attention sees."""
+        return max(self.filled - self._reach, 0) * self.tokens
 
 
 class SeenFrames(FrozenCache):
@@ -102,12 +119,15 @@ def rollout_cache(
     carried: bool = False,
     cameras: bool = False,
     frames: int = 0,
+    whole: bool = False,
 ) -> KVCache:
     """An empty cache for rollouts of `batch` latents of `latent_hw`, in the type that attention computes in.
 
-    frames: of the longest rollout, where that is known (0: it is not).
+    frames: of the longest rollout, where that is known (0: it is not). whole: hold rollouts longer than the window, too.
     """
-    kind = CarryingCache if carried else LastingCache if 0 < frames <= window else KVCache
+    kind: Callable[..., KVCache] = CarryingCache if carried else KVCache
+    if not carried and (0 < frames <= window or (frames and whole and not sink)):
+        kind = partial(LastingCache, frames=frames)
     return kind(
         layers=config.layers,
         heads=config.heads * (2 if cameras else 1),
@@ -166,6 +186,11 @@ def commit(denoise: BlockDenoiser, cache: KVCache, clean: Tensor, block: slice, 
     """Make the frames `clean` at `block` part of the cache's past."""
     denoise(clean, context_sigma, context_sigma, block)
     cache.commit(clean.shape[1])
+
+
+def context_of(frames: int, chunk: int) -> int:
+    """Real frames before a held-out rollout in clips of `frames`: about a third, whole chunks."""
+    return max(frames // 3 // chunk, 1) * chunk
 
 
 def compare_rollouts(made: Tensor, real: Tensor, last: Tensor, mask: Tensor) -> dict[str, float]:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from train.dreamer import Dreamer
 from train.unpack import Frames
 from worldmodel.diffusion import euler_sigmas, sample
-from worldmodel.models.codec import to_uint8
 from worldmodel.session import open_session
 
 if TYPE_CHECKING:
     from train.stages.flow import FlowMatching
+    from train.video_codec import VideoCodec
 
 LABEL_WIDTH = 64
 ONE_STEP_FRAMES = 8
 ROLLOUT_FRAMES = 16
 TEACHER_STEPS = 16
+SHEET_CLIPS = 2
+COLUMNS, PICTURE_WIDTH = 9, 208  # of videos
 
 
 def write_rows(path: Path, rows: list[tuple[str, np.ndarray]]) -> None:
@@ -74,21 +78,39 @@ def _rollout_rows(dreamer: Dreamer, data: Frames, number: int) -> list[tuple[str
     return [("real", real[part]), ("rollout", dream), ("one step", made.reshape(-1, *made.shape[2:])[:ONE_STEP_FRAMES])]
 
 
+def spread(pictures: np.ndarray, count: int = COLUMNS) -> np.ndarray:
+    """About `count` of the pictures (F,H,W,3), evenly chosen, the first and the last among them; wide ones are made smaller."""
+    chosen = pictures[np.unique(np.linspace(0, len(pictures) - 1, min(count, len(pictures))).round().astype(int))]
+    height, width = chosen.shape[1:3]
+    if width <= PICTURE_WIDTH:
+        return chosen
+    size = PICTURE_WIDTH, round(height * PICTURE_WIDTH / width)
+    return np.stack([np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX)) for picture in chosen])
+
+
+def video_sheet(path: Path, codec: VideoCodec, real: Tensor, made: Tensor, label: str) -> None:
+    """Clips of latents `real` (B,T,C,h,w) above the same with their last frames replaced by `made` (B,t,C,h,w)."""
+    kept, rows = real.shape[1] - made.shape[1], []
+    for clip, dream in zip(real, made, strict=True):
+        rows += [("real", spread(codec.pictures(clip))), (label, spread(codec.pictures(torch.cat((clip[:kept], dream.to(clip))))))]
+    write_rows(path, rows)
+
+
 @torch.no_grad()
-def teacher_sheet(path: Path, stage: FlowMatching) -> None:
-    """Whole held-out clips that a bidirectional network makes from noise and the clip's actions, below the real ones."""
-    batch = stage.held_out.batch(stage.held_out.sampler.spread(2))
+def teacher_sheet(path: Path, stage: FlowMatching, pictures: Callable[[Tensor], np.ndarray]) -> None:
+    """Whole held-out clips that a bidirectional network makes from noise and the clip's conditions, below the real ones.
+
+    pictures: latents (T,C,h,w) of a clip -> what to show of it, uint8 (n,H,W,3).
+    """
+    batch = stage.held_out.batch(stage.held_out.sampler.spread(SHEET_CLIPS))
     noise = torch.randn(batch.latent.shape, generator=torch.Generator().manual_seed(0)).to(batch.latent.device)
 
-    def denoise(noisy: torch.Tensor, sigma: float, end: float) -> torch.Tensor:
+    def denoise(noisy: Tensor, sigma: float, end: float) -> Tensor:
         level = torch.full(noisy.shape[:2], sigma, device=noisy.device)
         with stage.context.autocast():
             return stage.model(noisy, level, layout=stage.layout, **batch.conditions()).float()
 
     with torch.compiler.set_stance("force_eager"):
         made = sample(denoise, noise, euler_sigmas(TEACHER_STEPS, stage.options.shift))
-        rows: list[tuple[str, np.ndarray]] = []
-        for name, latents in (("real", batch.latent), ("teacher", made)):
-            pictures = stage.recorded.trained.codec.decode(latents[:, ::2].flatten(0, 1)).unflatten(0, (latents.shape[0], -1))
-            rows += [(name, to_uint8(clip).cpu().numpy()) for clip in pictures]
-    write_rows(path, [rows[0], rows[2], rows[1], rows[3]])
+        clips = zip(batch.latent, made, strict=True)
+        write_rows(path, [row for real, dream in clips for row in (("real", pictures(real)), ("teacher", pictures(dream)))])

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from train.data import ClipBatch
+from train.data import ClipBatch, Draws
 from train.distributed import copy_whole
-from train.rollout import commit, rollout_cache
+from train.rollout import commit, rollout_cache, self_rollout
 from train.stages.base import Context
 from worldmodel.config import SamplerConfig
+from worldmodel.diffusion import euler_sigmas
 from worldmodel.models.attention import AttentionContext, Layout
 from worldmodel.models.dit import DiT
 from worldmodel.runtime import capture_graph
@@ -31,7 +32,7 @@ class _Graph:
 
 
 class Student:
-    """`begin` a rollout with its conditions, then use `denoise` and `cache` with `train.rollout.self_rollout`.
+    """`begin` a rollout with its conditions, then use `denoise` and `cache` with `train.rollout.self_rollout`; or `dream`.
 
     carried, frames: see train.rollout. graphs: False for a few rollouts only, which capturing would not pay for.
     """
@@ -47,7 +48,7 @@ class Student:
         graphs: bool = True,
         frames: int = 0,
     ) -> None:
-        self._model, self._context, self._context_sigma = model, context, sampler.context_sigma
+        self._model, self._context, self._sampler = model, context, sampler
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._copy: DiT | None = None
         # launches are not what passes of large networks with prompts wait for
@@ -66,6 +67,7 @@ class Student:
             carried,
             model.cfg.camera,
             frames,
+            whole=bool(model.cfg.text_dim),  # of a large network: passes have to be made again, or would fill the memory
         )
 
     @torch.no_grad()
@@ -80,7 +82,27 @@ class Student:
         """Make the real frames (B,T,C,H,W), whole chunks, the past that the rollout goes on from."""
         for start in range(0, latents.shape[1], self.cache.chunk):
             block = slice(start, start + self.cache.chunk)
-            commit(self.denoise, self.cache, latents[:, block], block, self._context_sigma)
+            commit(self.denoise, self.cache, latents[:, block], block, self._sampler.context_sigma)
+
+    @torch.no_grad()
+    def dream(self, clips: ClipBatch, context: int, draws: Draws, steps: int = 0) -> Tensor:
+        """What comes behind the first `context` frames, whole chunks of them, of `clips` by the sampler of the game,
+        (B,T-context,C,H,W). steps: denoising steps of a chunk (0: the sampler's own)."""
+        sampler = self._sampler
+        steps = steps or sampler.steps
+        levels = sampler.sigmas.get(str(steps)) or euler_sigmas(steps, sampler.shift)
+        self.begin(clips)
+        self.see(clips.latent[:, :context])
+        return self_rollout(
+            self.denoise,
+            self.cache,
+            draws.normal("noise", *clips.latent.shape[1:]),
+            lambda _: levels,
+            lambda number, step: draws.normal(f"renoise_{number}_{step}", sampler.chunk, *clips.latent.shape[2:]),
+            start=context,
+            kind=sampler.kind,
+            context_sigma=sampler.context_sigma,
+        )
 
     def denoise(self, noisy: Tensor, sigma: float, end: float, block: slice) -> Tensor:
         """float32 velocity of the frames `block`, noisy (B,chunk,C,H,W) at level sigma, behind what the cache holds."""

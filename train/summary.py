@@ -16,7 +16,8 @@ def number(value: float | int | None, digits: int = 2, sign: bool = False) -> st
     return "-" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
 
 
-def _with_error(cell: dict[str, Any], digits: int = 1, sign: bool = False) -> str:
+def with_error(cell: dict[str, Any], digits: int = 1, sign: bool = False) -> str:
+    """A mean and its standard error."""
     error = f" ± {number(cell['se'], digits)}" if cell["se"] is not None else ""
     return number(cell["mean"], digits, sign) + error
 
@@ -29,10 +30,10 @@ def quality_rows(result: dict[str, Any]) -> list[Row]:
     for kind, digits, unit in (("psnr", 1, "PSNR dB"), ("ssim", 3, "SSIM")):
         for name, text in (("dream", "dream"), ("repeat_last", "repeat last frame"), ("codec", "codec round trip")):
             table.append((f"{unit}, {text}", *(number(r[kind][name]["mean"], digits) for r in rows)))
-        table.append((f"{unit}, gain over repeat last", *(_with_error(r[kind]["gain"], digits, True) for r in rows)))
+        table.append((f"{unit}, gain over repeat last", *(with_error(r[kind]["gain"], digits, True) for r in rows)))
     for name, text in (("turning", "turning rollouts"), ("all", "all rollouts")):
         found = [gaps.get(r["horizon"]) for r in rows]
-        shown = [f"{_with_error(c[name], 1, True)} (n {c[name]['n']})" if c else "" for c in found]
+        shown = [f"{with_error(c[name], 1, True)} (n {c[name]['n']})" if c else "" for c in found]
         table.append((f"right minus mirrored actions, dB, {text}", *shown))
     if "by_horizon" in result["probes"]["pose"]:
         for who in ("real", "dream"):
@@ -85,8 +86,8 @@ def _return_rows(returns: dict[str, Any]) -> list[Row]:
             if "skipped" in r:
                 rows.append((f"{names[trip]}, {kind}", f"skipped: {r['skipped']}"))
                 continue
-            text = f"{_with_error(r['return'])} dB, another view {_with_error(r['other_view'])} dB"
-            rows.append((f"{names[trip]}, {kind}", f"{text}, margin {_with_error(r['margin'], 1, True)} dB"))
+            text = f"{with_error(r['return'])} dB, another view {with_error(r['other_view'])} dB"
+            rows.append((f"{names[trip]}, {kind}", f"{text}, margin {with_error(r['margin'], 1, True)} dB"))
     return rows or [("return tests", f"skipped: {returns.get('skipped', 'not run')}")]
 
 
@@ -119,14 +120,15 @@ def conditions_text(result: dict[str, Any]) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     """The README-able table."""
-    lines = _grid(quality_rows(result))
+    lines = grid(quality_rows(result))
     lines += ["", "| | |", "|---|---|"] + [f"| {what} | {value} |" for what, value in fact_rows(result)]
-    lines += ["", *_grid(by_steps.table(result["by_steps"]))] if "by_steps" in result else []
+    lines += ["", *grid(by_steps.table(result["by_steps"]))] if "by_steps" in result else []
     note = "± is one standard error. Definitions: `train/evaluate.py`."
     return "\n".join([*lines, "", f"{conditions_text(result)} {note}", ""])
 
 
-def _grid(rows: Sequence[Row]) -> list[str]:
+def grid(rows: Sequence[Row]) -> list[str]:
+    """A table in Markdown; the first row is its head."""
     head, *body = rows
     return [f"| {' | '.join(head)} |", "|" + "---|" * len(head)] + [f"| {' | '.join(r)} |" for r in body]
 
@@ -134,10 +136,11 @@ def _grid(rows: Sequence[Row]) -> list[str]:
 def terminal(result: dict[str, Any]) -> str:
     """The same for a terminal."""
     tables = [quality_rows(result), fact_rows(result)] + ([by_steps.table(result["by_steps"])] if "by_steps" in result else [])
-    return "\n".join([conditions_text(result), *(line for table in tables for line in ("", *_aligned(table)))])
+    return "\n".join([conditions_text(result), *(line for table in tables for line in ("", *aligned(table)))])
 
 
-def _aligned(rows: Sequence[Row]) -> list[str]:
+def aligned(rows: Sequence[Row]) -> list[str]:
+    """A table for a terminal."""
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     return [
         "  ".join([r[0].ljust(widths[0]), *(c.rjust(w) if len(r) > 2 else c for c, w in zip(r[1:], widths[1:], strict=True))])

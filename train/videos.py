@@ -22,6 +22,7 @@ from torch import Tensor
 from train.data import Clips, Store
 from train.options import DiTOptions
 from train.record import read_json
+from train.video_codec import VideoCodec
 from train.weights import check_codec
 from worldmodel.action import ActionSpec
 from worldmodel.errors import ConfigError, DataError
@@ -96,7 +97,8 @@ class VideoLatents:
     """The folder `root`, open for training. Clips begin where videos were cut: a latent holds what came before it in its clip, and
     the first one a single picture.
 
-    Raises DataError if the folder is unfinished or damaged, ConfigError if the run's other settings do not go with it.
+    fps: pictures a second. shown_by: what decodes the latents (``codec=FILE``), None without. Raises DataError if the folder is
+    unfinished or damaged, ConfigError if the run's other settings do not go with it.
     """
 
     spec = ActionSpec()  # what players do moves the camera
@@ -105,9 +107,9 @@ class VideoLatents:
         index = read_json(root / INDEX)
         if index is None:
             raise DataError(f"{root} is not finished: run the same python -m train.prepare again, it goes on where it stopped")
-        if context.config.codec:
-            raise ConfigError(f"{root} holds latents already, made by the video codec: leave out codec=")
         self.folder, self.codec, self._text_len = root, str(index["codec"]), context.config.model.dit.text_len
+        self.fps = float(index["fps"])
+        self.shown_by = self._codec(context.config.codec, context.device)
         check_codec({self.codec}, context.config)
         shards = [read_shard(path) for path in sorted(root.glob("shard-*.safetensors"))]
         if len(shards) != index["shards"]:
@@ -125,8 +127,26 @@ class VideoLatents:
         self._device = context.device
         self._check_fits(context.config.model.dit)
 
+    def _codec(self, place: str, device: torch.device) -> VideoCodec | None:
+        """The codec that shows the latents, if there is one."""
+        if not place:
+            return None
+        if not Path(place).exists():
+            raise ConfigError(f"there is no codec={place}: give the file of the video codec, or leave out codec=")
+        if not Path(place).is_file():
+            raise ConfigError(
+                f"{self.folder} holds latents already, made by the video codec: leave out codec=, or give that codec's file "
+                "(Wan2.1_VAE.pth, or taew2_1.safetensors) to see pictures"
+            )
+        codec = VideoCodec.load(Path(place), device)
+        if codec.encoder_id and codec.encoder_id != self.codec:
+            raise ConfigError(
+                f"the latents of {self.folder} are those of another VAE than codec={place}: give the one that made them"
+            )
+        return codec
+
     def _index(self, shards: Sequence[tuple[dict[str, Tensor], dict[str, Any]]]) -> None:
-        table = [clip for _, note in shards for clip in note["clips"]]
+        self._table = table = [clip for _, note in shards for clip in note["clips"]]
         lengths = np.array([clip["latents"] for clip in table], np.int64)
         held_out = held_out_clips([clip["file"] for clip in table])
         if held_out.all():
@@ -137,6 +157,11 @@ class VideoLatents:
             rows for tensors, note in shards for rows in tensors["text"].split([clip["tokens"] for clip in note["clips"]])
         ]
         self.digest = hashlib.sha256(json.dumps([note for _, note in shards], sort_keys=True).encode()).hexdigest()[:16]
+
+    def told(self, held_out: bool) -> list[tuple[str, int, str]]:
+        """(video, which clip of it, prompt) of the clips, in their order; "" where an older version kept no prompt."""
+        chosen = zip(self._table, self.index.held_out, strict=True)
+        return [(str(c["file"]), int(c["number"]), str(c.get("prompt", ""))) for c, held in chosen if held == held_out]
 
     def clips(self, frames: int, held_out: bool) -> Clips:
         """One clip of `frames` latents from the beginning of each that was prepared."""

@@ -23,7 +23,7 @@ from train import sources
 from train import state as states
 from train.config import RunConfig
 from train.data import file_digest
-from worldmodel.config import CodecConfig, DiTConfig, WorldConfig, from_dict, to_dict
+from worldmodel.config import CodecConfig, DiTConfig, SamplerConfig, WorldConfig, from_dict, to_dict
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.models.codec import FrameCodec
 
@@ -160,6 +160,12 @@ def export_codec(folder: Path, config: CodecConfig, tensors: dict[str, Tensor], 
     return _export(folder, "codec.json", {"codec": to_dict(config), "info": info}, tensors)
 
 
-def export_network(folder: Path, config: DiTConfig, tensors: dict[str, Tensor], info: dict[str, Any]) -> Path:
-    """Write ``model.json`` and ``model.safetensors`` of a network that is no playable world by itself."""
-    return _export(folder, "model.json", {"model": dataclasses.asdict(config), "info": info}, tensors)
+def export_network(
+    folder: Path, config: DiTConfig, tensors: dict[str, Tensor], info: dict[str, Any], sampler: SamplerConfig | None = None
+) -> Path:
+    """Write ``model.json`` and ``model.safetensors`` of a network that is no playable world by itself.
+
+    sampler: how it makes rollouts, if it does.
+    """
+    described = {"model": dataclasses.asdict(config), "info": info} | ({} if sampler is None else {"sampler": to_dict(sampler)})
+    return _export(folder, "model.json", described, tensors)

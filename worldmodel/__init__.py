@@ -24,12 +24,16 @@ def load(path: str, device: str = "auto", **options: Any) -> WorldSession | Vide
     Raises `worldmodel.errors.WorldModelError` (one clear sentence) on anything that cannot be loaded.
     """
     from worldmodel.config import WorldConfig, find_world
+    from worldmodel.errors import ConfigError
 
     folder = find_world(path)
     if WorldConfig.load(folder).family == "wan":
         from worldmodel.video_world import open_video
 
         return open_video(folder, device=device, **options)
+    for name in ("window", "decoder"):
+        if options.pop(name, None) is not None:
+            raise ConfigError(f"{name} is a setting of video worlds, and {folder.name!r} is none: leave it out")
     from worldmodel.session import open_session
 
     return open_session(folder, device=device, **options)

@@ -16,7 +16,8 @@ from worldmodel.config import CodecConfig, DiTConfig, SamplerConfig, WorldConfig
 from worldmodel.convert import convert_file, named_config
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.models.wan.codec_keys import tiny_from_reference, vae_from_reference
-from worldmodel.models.wan.vae import WanVAE
+from worldmodel.models.wan.tiny_decoder import WIDTHS
+from worldmodel.models.wan.vae import WIDTH, WanVAE
 from worldmodel.prompt_book import embed
 from worldmodel.prompt_list import FOLDER, entries
 from worldmodel.published import VideoCard
@@ -57,6 +58,13 @@ def world_config(
         memory_mb={"bfloat16": card.memory_mb} if card.memory_mb else {},
         provenance={"repo": card.model.repo, "file": card.model.file, "entry": card.entry, **(origin or {})},
     )
+
+
+def expected_world(name: str, card: VideoCard) -> WorldConfig:
+    """`world_config` before the files are here: with the decoder that its file's name promises."""
+    vae = "vae" in Path(card.decoder.file).name.lower()
+    codec = CodecConfig("wan_vae", decoder_widths=(WIDTH,) * 3) if vae else CodecConfig("taehv", decoder_widths=WIDTHS[:3])
+    return world_config(name, card, named_config(card.config), codec)
 
 
 def read_decoder(path: Path) -> tuple[CodecConfig, dict[str, Tensor]]:

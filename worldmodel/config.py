@@ -25,6 +25,7 @@ ACTIVATIONS = ("gelu_tanh", "silu", "relu2")
 FAMILIES = ("worldmodel", "wan")
 SAMPLERS = ("euler", "adams", "consistency", "flow_map")
 CODECS = ("frame", "wan_vae", "taehv")
+VIDEO_CHANNELS = 16  # of a latent of the Wan family
 EXPORT = "export"  # where a run's folder has what it made
 MOST_STEPS = 1000  # noise levels that a schedule tells apart
 _MOST = {"dim": 2**15, "layers": 256, "heads": 1024, "ffn_dim": 2**17, "in_channels": 4096, "out_channels": 4096}
@@ -129,6 +130,10 @@ class CodecConfig:
     def __post_init__(self) -> None:
         _require(self.kind in CODECS, f"codec.kind is one of {', '.join(CODECS)}, got {self.kind!r}")
         _require(1 <= self.channels <= _MOST_WIDTH, f"codec.channels lies in 1 to {_MOST_WIDTH}, got {self.channels}")
+        _require(
+            self.kind == "frame" or self.channels == VIDEO_CHANNELS,
+            f"codec.channels of {self.kind} is {VIDEO_CHANNELS}, got {self.channels}",
+        )
         _require(0 <= self.blocks <= _MOST_BLOCKS, f"codec.blocks lies in 0 to {_MOST_BLOCKS}, got {self.blocks}")
         for name in ("widths", "decoder_widths"):
             value = getattr(self, name)
@@ -172,7 +177,7 @@ class SamplerConfig:
         _require(0 <= self.first_steps <= MOST_STEPS, f"sampler.first_steps lies in 0 to {MOST_STEPS}, got {self.first_steps}")
         _require(self.sink >= 0, f"sampler.sink cannot be negative, got {self.sink}")
         _require(self.window <= _MOST_WINDOW, f"sampler.window can be at most {_MOST_WINDOW} frames, got {self.window}")
-        least = self.sink + self.chunk + 1
+        least = self.least_window
         _require(self.window >= least, f"sampler.window {self.window} must hold sink, chunk and one more frame: at least {least}")
         _require(0.0 <= self.context_sigma < 1.0, f"sampler.context_sigma lies in [0, 1), got {self.context_sigma}")
         for steps, sigmas in self.sigmas.items():
@@ -181,6 +186,11 @@ class SamplerConfig:
                 steps.isdecimal() and len(sigmas) == int(steps) > 0 and falling and sigmas[0] <= 1.0 and sigmas[-1] > 0.0,
                 f"sampler.sigmas[{steps}] must hold {steps} falling noise levels in (0, 1], got {list(sigmas)}",
             )
+
+    @property
+    def least_window(self) -> int:
+        """The smallest window that goes with this chunk and sink."""
+        return self.sink + self.chunk + 1
 
 
 @dataclass(frozen=True)
@@ -235,11 +245,11 @@ class WorldConfig:
                 self.model.action_dim == self.actions.width,
                 f"model.action_dim is {self.model.action_dim} but the actions encode to {self.actions.width} numbers",
             )
-            _require(
-                self.model.in_channels == self.codec.channels == self.model.out_channels,
-                f"model.in_channels {self.model.in_channels}, model.out_channels {self.model.out_channels} "
-                f"and codec.channels {self.codec.channels} must agree",
-            )
+        _require(
+            self.model.in_channels == self.codec.channels == self.model.out_channels,
+            f"model.in_channels {self.model.in_channels}, model.out_channels {self.model.out_channels} "
+            f"and codec.channels {self.codec.channels} must agree",
+        )
 
     @property
     def latent_size(self) -> tuple[int, int, int]:

@@ -87,7 +87,7 @@ def convert_file(source: Path, target: Path, config: DiTConfig, entry: str | Non
     """Read `source` in whichever layout `to_reference` does not name and write `target` in the other, whole or not at all.
 
     entry: which net to take from a file that holds several. Values and number types are kept bit for bit. Raises CheckpointError:
-    damaged, cut off, code in a pickle, missing or surplus names, wrong shapes, several nets and no `entry`, a full disk.
+    damaged, not finite, code in a pickle, missing or surplus names, wrong shapes, several nets and no `entry`, a full disk.
     """
     if target.suffix != ".safetensors":
         raise CheckpointError(f"weights are written as safetensors: name the output {target.stem or 'model'}.safetensors")
@@ -110,13 +110,19 @@ def convert_file(source: Path, target: Path, config: DiTConfig, entry: str | Non
             "entry": chosen,
         }
 
+        def read(name: str) -> Tensor:
+            tensor = file.read(names[name])
+            if not torch.isfinite(tensor).all():
+                raise CheckpointError(f"{source} is damaged: {name} holds values that are not finite; take the original weights")
+            return tensor
+
         def tensors() -> Iterator[tuple[str, Tensor]]:
             if to_reference:
                 for name in ours:
-                    yield from _to_public(name, file.read(names[name]), public)
+                    yield from _to_public(name, read(name), public)
             else:
                 for name, own in ours.items():
-                    parts = {part: file.read(names[part]) for part in reference_names(name)}
+                    parts = {part: read(part) for part in reference_names(name)}
                     yield name, from_reference(parts, {name: own})[name]
 
         write_tensors(target, outputs, tensors(), note)

@@ -37,8 +37,16 @@ class Dream:
     _compiler: Compiler | None = None
 
     def __init__(
-        self, config: WorldConfig, model: DiT, device: torch.device, dtype: torch.dtype, steps: int | None, cameras: bool = False
+        self,
+        config: WorldConfig,
+        model: DiT,
+        device: torch.device,
+        dtype: torch.dtype,
+        steps: int | None,
+        cameras: bool = False,
+        decode_on: torch.device | None = None,
     ) -> None:
+        """decode_on: where pictures are decoded, if not on `device`."""
         sampler = config.sampler
         self.config, self.name, self.fps, self.actions = config, config.name, config.fps, config.actions
         self.size = config.height, config.width
@@ -48,7 +56,7 @@ class Dream:
         self.device_note, self.merge = "", False
         self._device, self._dtype, self.model = device, dtype, model
         self.cache = model.make_cache(config.latent_size[1:], sampler.window, sampler.chunk, sampler.sink, cameras=cameras)
-        self._program, self._screen = FrameProgram(model, self.cache, sampler), Screen(device)
+        self._program, self._screen = FrameProgram(model, self.cache, sampler), Screen(decode_on or device)
         self._pending: Finished | None = None
         self._committed = runtime.Stopwatch(device)
         self._drawn: list[Draw] = []

@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from worldmodel.config import WORLDS, find_world
+from worldmodel.consent import announce, ask
 from worldmodel.errors import CheckpointError, ConfigError, HubError
 from worldmodel.hub_errors import explained
 from worldmodel.hub_transfer import Plan, RemoteFile, download
@@ -36,10 +37,10 @@ def hub_name(world: str) -> tuple[str, str | None] | None:
     return f"{owner}/{name}", revision
 
 
-def locate(world: str, revision: str | None = None, offline: bool = False) -> tuple[Path, str]:
+def locate(world: str, revision: str | None = None, offline: bool = False, yes: bool = False) -> tuple[Path, str]:
     """A bundled world, a world folder or ``ORG/NAME`` -> (its folder, the name that opens the very same world again).
 
-    A world of the hub is fetched if it is not here. Raises ConfigError, CheckpointError or HubError.
+    A world of the hub is fetched if it is not here; yes: without asking. Raises ConfigError, CheckpointError or HubError.
     """
     named = hub_name(world)
     if named is None:
@@ -47,7 +48,7 @@ def locate(world: str, revision: str | None = None, offline: bool = False) -> tu
             raise ConfigError(f"--revision goes with a world of the hub (ORG/NAME), and {world!r} is none: leave it out")
         folder = find_world(world)
         return folder, world if folder.parent == WORLDS else str(folder.resolve())
-    folder = fetch_world(named[0], _one_revision(revision, named[1]), offline)
+    folder = fetch_world(named[0], _one_revision(revision, named[1]), offline, yes)
     return folder, f"hf://{named[0]}@{folder.name}"
 
 
@@ -58,16 +59,24 @@ def pending(world: str, revision: str | None = None, offline: bool = False) -> P
     return found if isinstance(found, Plan) else None
 
 
-def fetch_world(repo: str, revision: str | None = None, offline: bool = False) -> Path:
+def fetch_world(repo: str, revision: str | None = None, offline: bool = False, yes: bool = True) -> Path:
     """The verified folder of world `repo` (``ORG/NAME``) at a branch, tag or commit (None: main), fetched first if it is not here.
 
-    Says on stdout what it will fetch before it does. Without a connection the copy that is here is used, and that is said.
-    Raises HubError: unreachable, gated, unknown, no space, damaged on the way, no whole world.
+    Says on stdout what it will fetch before it does, and unless `yes` asks. Without a connection, or without a yes, the copy that
+    is here is used, and that is said. Raises HubError: unreachable, gated, unknown, no space, no yes, damaged, no whole world.
     """
     found = _resolve(repo, revision, offline)
     if isinstance(found, Path):
         return found
-    print(found.text(), flush=True)
+    announce(found.text(), repo, found.folder.parent, found.room)
+    try:
+        if not yes:
+            ask("Fetch this once?")
+    except HubError as error:
+        kept = _kept(repo, found.revision, offline)
+        if kept is None:
+            raise
+        return _use_kept(kept, error)
     try:
         with explained(repo, found.revision):
             download(found)
@@ -76,6 +85,11 @@ def fetch_world(repo: str, revision: str | None = None, offline: bool = False) -
         print("stopped: the same command goes on from here", file=sys.stderr)
         raise
     return found.folder
+
+
+def _use_kept(kept: Path, error: HubError) -> Path:
+    print(f"note: {error}; playing the copy that is here, commit {kept.name[:12]}", file=sys.stderr)
+    return kept
 
 
 def _one_revision(flag: str | None, suffix: str | None) -> str | None:
@@ -147,8 +161,7 @@ def _resolve(repo: str, revision: str | None, offline: bool) -> Path | Plan:
     except HubError as error:
         if kept is None or not error.unreachable:
             raise
-        print(f"note: {error}; playing the copy that is here, commit {kept.name[:12]}", file=sys.stderr)
-        return kept
+        return _use_kept(kept, error)
     if _kept(repo, plan.commit, offline) is not None:
         _remember(plan)
         return plan.folder

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
+from worldmodel.amounts import megabytes
 from worldmodel.errors import CheckpointError, HubError
 from worldmodel.sums import sha256, verify
 
@@ -71,6 +72,11 @@ class Plan:
         paths = [p for file in self.files for p in (self.part / file.name, partial(self.part / file.name)) if p.is_file()]
         return sum(path.stat().st_size for path in paths)
 
+    @property
+    def room(self) -> int:
+        """Bytes that the disk needs for what is still to come."""
+        return self.total - self.here() + SPARE
+
     def text(self) -> str:
         """Several lines for a person: files, sizes, licence, target."""
         spawns = [file.size for file in self.files if file.name.startswith("spawns/")]
@@ -93,13 +99,6 @@ def free_space(folder: Path) -> int:
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
 
-def megabytes(count: int) -> str:
-    """A size for people."""
-    if count >= 1e9:
-        return f"{count / 1e9:.1f} GB"
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
-
-
 def partial(path: Path) -> Path:
     """Where a file is while it arrives."""
     return path.with_name(path.name + ".partial")
@@ -108,15 +107,10 @@ def partial(path: Path) -> Path:
 def download(plan: Plan) -> None:
     """Fetch into `plan.part`, verify the whole, then give it its name; nothing that looks like a world is there before.
 
-    Raises HubError (no space, damaged on the way or on the hub) and whatever the hub's client raises.
+    Raises HubError (damaged on the way or on the hub) and whatever the hub's client raises.
     """
     from huggingface_hub.utils import WeakFileLock
 
-    lacking = plan.total - plan.here() + SPARE - plan.free
-    if lacking > 0:
-        raise HubError(
-            f"{plan.folder.parent} lacks {megabytes(lacking)} for {plan.repo}: free some space, or set HF_HOME elsewhere"
-        )
     plan.part.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(plan.folder.with_name(".lock")):
         if (plan.folder / "config.json").is_file():  # somebody else was faster

@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worldmodel.errors import CheckpointError, ConfigError, DeviceError, HubError
+from worldmodel.amounts import megabytes
+from worldmodel.consent import announce, ask
+from worldmodel.errors import CheckpointError, ConfigError, HubError
 from worldmodel.hub import Listing, home, listing
 from worldmodel.hub_errors import explained
-from worldmodel.hub_transfer import SPARE, Meter, RemoteFile, fetch_file, free_space, megabytes, partial, tuned_client
+from worldmodel.hub_transfer import SPARE, Meter, RemoteFile, fetch_file, free_space, partial, tuned_client
 from worldmodel.prompt_list import entries, find
 from worldmodel.published import Source, VideoCard, is_card, read_card
 
@@ -31,7 +33,7 @@ WORLD, TEXT = ("model", "decoder", "encoder"), ("text_encoder", "tokenizer")  # 
 class Wish:
     """What is asked for. world: a card's name or file, with ``@REVISION`` or without. revision: of the model's file.
 
-    prompt: text or number, None: any. yes: nobody needs to be asked. device: as ``--device``.
+    prompt: text or number, None: any. yes: nobody needs to be asked. device, window: as ``--device`` and ``--window``.
     """
 
     world: str
@@ -40,6 +42,7 @@ class Wish:
     prompt: str | None = None
     yes: bool = False
     device: str = "auto"
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -192,38 +195,28 @@ def _part(field: str, source: Source, known: Listing) -> Part:
 
 
 def _agree(order: Order, wish: Wish) -> None:
-    """Say what will be fetched and see that there is room and a yes. Raises HubError or DeviceError."""
-    print(order.words(), flush=True)
-    lacking = order.room - free_space(home())
-    if lacking > 0:
-        raise HubError(f"{home()} lacks {megabytes(lacking)} for {order.name}: free some space, or set HF_HOME to another disk")
-    _check_memory(order, wish.device)
+    """Say what will be fetched and see that there is room and a yes. Raises HubError, DeviceError."""
+    announce(order.words(), order.name, home(), order.room)
+    if order.make:
+        _check_memory(order, wish)
     if any(part.field in TEXT for part in order.parts):
         from worldmodel.models.wan.prompts import need_packages
 
         need_packages()
-    if wish.yes or not any(part.left for part in order.parts):
-        return
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise HubError("nobody can be asked here whether to fetch that: run the same command with --yes")
-    try:
-        answer = input("Fetch and convert this once? [y/N] ")
-    except EOFError:
-        answer = ""
-    if answer.strip().lower() not in ("y", "yes"):
-        raise HubError("nothing was fetched: answer y, or give --yes")
+    if not wish.yes and any(part.left for part in order.parts):
+        ask("Fetch and convert this once?")
 
 
-def _check_memory(order: Order, device: str) -> None:
+def _check_memory(order: Order, wish: Wish) -> None:
+    """Raise DeviceError where the world will not fit; say where its parts will live. No file is needed for that."""
     from worldmodel import runtime
+    from worldmodel.assemble import expected_world
+    from worldmodel.video_world import placed_on, remembering
 
-    place, _ = runtime.pick_device(device)
-    there, needed = runtime.memory_bytes(place), order.card.memory_mb * 10**6
-    if there is not None and there < needed:
-        raise DeviceError(
-            f"{order.name} needs about {megabytes(needed)} of memory, {place.type} has {megabytes(there)} here: "
-            "take another --device, or a machine with more"
-        )
+    config = remembering(expected_world(order.name, order.card), wish.window)
+    text = next((part.file.size for part in order.parts if part.field == "text_encoder"), order.card.text_encoder.size)
+    plan = placed_on(runtime.pick_device(wish.device)[0], config, text=(text, text // 24))  # the published one has 24 layers
+    print("\n".join(["to play it:", *(f"  {line}" for line in plan.lines)]), flush=True)
 
 
 def _fetch(order: Order) -> None:

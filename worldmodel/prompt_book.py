@@ -7,12 +7,15 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 
+import torch
 from torch import Tensor
 
 from worldmodel.compiled import cache_folder
-from worldmodel.errors import ConfigError
+from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.models.wan.prompts import PromptCache, PromptEncoder
+from worldmodel.models.wan.text import layer_bytes
 from worldmodel.prompt_list import FOLDER
 
 
@@ -30,11 +33,15 @@ def embed(texts: Sequence[str], encoder: Path, tokenizer: Path) -> tuple[list[Te
 class PromptBook:
     """Text -> embedding (L,D) for one world. Thread-safe: it reads, and what it writes is whole.
 
-    known: by text, what the world's folder holds. encoder: id of the text encoder that made it ("" = unknown).
+    known: by text, what the world's folder holds. encoder: id of the text encoder that made it ("" = unknown). device: where that
+    encoder runs; keep: it stays there once it was needed.
     """
 
-    def __init__(self, known: Mapping[str, Tensor], encoder: str) -> None:
+    def __init__(self, known: Mapping[str, Tensor], encoder: str, device: str = "cpu", keep: bool = False) -> None:
         self._known, self.encoder = known, encoder
+        self._device, self._keep = device, keep
+        self._kept: PromptEncoder | None = None
+        self._lock = Lock()
 
     def knows(self, text: str) -> bool:
         """Whether the text's embedding, or the text encoder, is on this machine."""
@@ -54,10 +61,28 @@ class PromptBook:
                 f"no embedding of {text[:40]!r} is here, nor the text encoder that makes one: "
                 "add it with python -m worldmodel.checkpoint prompt, or start a published world with --prompt"
             )
-        made, found = embed([text], *where)
-        if found != self.encoder:
+        with self._lock:
+            try:
+                return self._embedded(text, where)
+            except torch.OutOfMemoryError:  # somebody has taken the memory since it was planned with
+                self._device, self._keep, self._kept = "cpu", False, None
+                return self._embedded(text, where)
+
+    def _embedded(self, text: str, where: tuple[Path, Path]) -> Tensor:
+        prompts = self._kept or PromptEncoder(*where, self._device, keep=self._keep)
+        if prompts.id != self.encoder:
             raise ConfigError(f"{where[0]} is not the text encoder of this world any more: download it again")
-        return made[0]
+        self._kept = prompts if self._keep else None
+        return _cache(prompts.id).embeddings([text], prompts)[0]
+
+
+def encoder_sizes(encoder: str) -> tuple[int, int]:
+    """Bytes of the file of the text encoder of that id and of its largest layer; zeros where it is not on this machine."""
+    where = _remembered(encoder)
+    try:
+        return (0, 0) if where is None else (where[0].stat().st_size, layer_bytes(where[0]))
+    except (CheckpointError, OSError):  # told when a prompt needs it
+        return 0, 0
 
 
 def _cache(encoder: str) -> PromptCache:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from worldmodel.config import WorldConfig
 from worldmodel.errors import CheckpointError, ConfigError
 
 FOLDER = "prompts"
@@ -42,14 +43,16 @@ def find(folder: Path, wanted: str) -> int | None:
 
 def number(folder: Path, wanted: str) -> int:
     """As `find`, but raises ConfigError if it is not there."""
-    known = entries(folder)
+    known, name = entries(folder), WorldConfig.load(folder).name
     if not known:
-        raise ConfigError(f"the world {folder.name!r} takes no prompt: choose a starting place with --spawn")
+        raise ConfigError(f"the world {name!r} takes no prompt: choose a starting place with --spawn")
+    if not wanted.strip():
+        raise ConfigError("the prompt is empty: give some words, or leave out --prompt")
     found = find(folder, wanted)
     if found is not None:
         return found
     listed = "; ".join(f"{i}: {entry.text[:50]}" for i, entry in enumerate(known))
     raise ConfigError(
-        f"the world {folder.name!r} holds no embedding of the prompt {wanted[:60]!r}: give one of these ({listed}), or add yours "
+        f"the world {name!r} holds no embedding of the prompt {wanted[:60]!r}: give one of these ({listed}), or add yours "
         "with python -m worldmodel.checkpoint prompt (it needs the text encoder)"
     )

@@ -6,12 +6,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from worldmodel.amounts import megabytes
 from worldmodel.checkpoint import load_world
 from worldmodel.config import WorldConfig
 from worldmodel.errors import CheckpointError, ConfigError, HubError
 from worldmodel.hub import KINDS, hub_name
 from worldmodel.hub_errors import LOG_IN, explained
-from worldmodel.hub_transfer import megabytes
 from worldmodel.sums import SUMS
 from worldmodel.video_world import load_video
 

@@ -18,6 +18,7 @@ from worldmodel.errors import DeviceError
 
 ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"  # keeps oneDNN, which makes the products, from newer instructions
 ISAS_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+CGROUP = Path("/sys/fs/cgroup")
 WARM_UP = 2  # runs before a capture: libraries allocate their workspaces in the first
 
 # on Linux the package index serves CUDA builds by default; elsewhere the start page gives the line for the driver at hand
@@ -221,9 +222,33 @@ def memory_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+    return min(whole, _container(whole)[0])
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes of it that are free now (of a CPU's: that can be had without swapping); None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    path = Path("/proc/meminfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    free = memory_bytes(device) if found is None else int(found) * 1024
+    return None if free is None else min(free, _container(free)[1])
+
+
+def _container(otherwise: int) -> tuple[int, int]:
+    """(limit, what is free below it) of the control group that this process lives in, in bytes; `otherwise` where there is none."""
+    try:
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return limit, limit - used + int(stat.get("inactive_file", 0))  # pages of files are given back when needed
+    except (OSError, ValueError):  # "max" is no number: there is no limit
+        return otherwise, otherwise
 
 
 def capture_graph(work: Callable[[], torch.Tensor], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:

@@ -78,7 +78,7 @@ class TensorFile:
         size = self.path.stat().st_size
         with self.path.open("rb") as file:
             start = file.read(4)
-        if start.startswith(b"PK"):
+        if start.startswith(b"PK") and self.path.suffix != ".safetensors":  # a pickle of that name is not what it says
             return dict(_flat("", _unpickled(self.path, size)))
         try:
             with safe_open(self.path, framework="pt") as file:

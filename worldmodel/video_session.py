@@ -79,7 +79,8 @@ class VideoSnapshot:
 class VideoSession(Dream):
     """Plays one world of video latents. Not thread-safe: use it from the thread that made it.
 
-    frames_per_action: pictures that a step makes. `finish` commits the last chunk, off the player's critical path.
+    frames_per_action: pictures that a step makes. placement: why which part lives where, for a person. `finish` commits the last
+    chunk, off the player's critical path.
     """
 
     def __init__(
@@ -93,25 +94,40 @@ class VideoSession(Dream):
         steps: int | None = None,
         weights_hash: str = "",
         start: Tensor | None = None,
+        decode_on: tuple[torch.device, torch.dtype] | None = None,
     ) -> None:
         """prompts: embeddings (L, text_dim), one a starting place. steps: denoising steps a chunk (None: the world's own).
 
-        start: the clean first latent (1,1,C,H,W) of every rollout, in frame-wise worlds; None: it is dreamed.
+        start: the clean first latent (1,1,C,H,W) of every rollout, in frame-wise worlds; None: it is dreamed. decode_on: device and
+        type of the decoder (None: the network's).
         """
         sampler = config.sampler
         if sampler.kind != "consistency":
             raise ConfigError(f"this client plays few-step students, but {config.name!r} has the sampler {sampler.kind!r}")
-        super().__init__(config, model.to(device, dtype).eval(), device, dtype, steps, cameras=model.cfg.camera)
+        self._decode_device, decode_dtype = decode_on or (device, dtype)
+        model = model.to(device, dtype).eval()
+        super().__init__(config, model, device, dtype, steps, cameras=model.cfg.camera, decode_on=self._decode_device)
         self.weights_hash, self.threads = weights_hash, torch.get_num_threads()
-        self.stream, self.frames_per_action = (
-            VideoDecoder(decoder.to(device, dtype).eval()),
-            sampler.chunk * config.frames_per_latent,
-        )
+        self.stream = VideoDecoder(decoder.to(self._decode_device, decode_dtype).eval())
+        self.frames_per_action = sampler.chunk * config.frames_per_latent
         self._pose = np.eye(4)
         self._prompts, self.spawns = list(prompts), len(prompts)
         self._start = None if start is None else start.to(device, dtype)
         self.book: Callable[[str], Tensor] | None = None
+        self.placement: tuple[str, ...] = ()
         self.frame = self.reset()
+
+    @property
+    def window(self) -> int:
+        """Latents that attention sees."""
+        return self.config.sampler.window
+
+    @property
+    def decoder(self) -> str:
+        """Where pictures are decoded beside a GPU, as `open_video` takes it: ``gpu`` or ``cpu``; ``auto`` where there is none."""
+        if self._device.type == "cpu":
+            return "auto"
+        return "gpu" if self._decode_device == self._device else "cpu"
 
     @property
     def has_camera(self) -> bool:
@@ -214,7 +230,7 @@ class VideoSession(Dream):
         return self._dream(number, self._levels(first), self._given(self._move(motion, first)))
 
     def _decode(self, clean: Tensor) -> Tensor:
-        return to_uint8(self.stream.decode(clean)[0])
+        return to_uint8(self.stream.decode(clean.to(self._decode_device))[0])
 
     def _move(self, motion: tuple[float, float, float, float, float], first: bool) -> Tensor | None:
         """View matrices (1,T,4,4) of the next chunk, the camera moved on before every latent but the very first."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +21,14 @@ from worldmodel import prompt_list, runtime
 from worldmodel.checkpoint import check_state, read_tensors, written_whole
 from worldmodel.config import CodecConfig, WorldConfig
 from worldmodel.errors import CheckpointError, ConfigError
+from worldmodel.footprint import machine, sizes_of
 from worldmodel.models.codec import to_float
 from worldmodel.models.dit import DiT
 from worldmodel.models.video import StreamNet, VideoEncoder
 from worldmodel.models.wan.tiny_decoder import TinyDecoder
 from worldmodel.models.wan.vae import WanDecoder, WanEncoder
-from worldmodel.prompt_book import PromptBook
+from worldmodel.placement import Placement, place
+from worldmodel.prompt_book import PromptBook, encoder_sizes
 from worldmodel.sums import verify as verify_sums
 from worldmodel.sums import weights_id
 from worldmodel.tensor_files import Facts, write_tensors
@@ -102,24 +104,73 @@ def open_video(
     dtype: torch.dtype | None = None,
     image: np.ndarray | None = None,
     merge: bool = False,
+    window: int | None = None,
+    decoder: str = "auto",
 ) -> VideoSession:
-    """Load a video world and place it on a device.
+    """Load a video world and place its parts by what they take and what is free (`worldmodel.placement`).
 
     steps: denoising steps a chunk (None: the world's own). threads: CPU threads; ``auto`` is all cores, ``spare`` all but one.
-    image: uint8 (H,W,3), the first picture of every start. merge: throughput mode, see `Dream`. Raises WorldModelErrors.
+    image: uint8 (H,W,3), the first picture of every start. merge: throughput mode, see `Dream`. window: latents that attention
+    sees, at most the world's own. decoder: beside a GPU ``gpu`` or ``cpu``, ``auto``: by the free memory. Raises WorldModelErrors,
+    before it loads where it does not fit.
     """
+    at, reason = runtime.pick_device(device)
+    config = remembering(video_config(folder), window)
+    made_by = next((entry.encoder for entry in prompt_list.entries(folder)), "")
+    net = None if image is None else _encoder_shapes(Path(folder) / ENCODER)
+    plan = placed_on(at, config, net, encoder_sizes(made_by), decoder, dtype)
     loaded = load_video(folder)
-    place, reason = runtime.pick_device(device)
-    if place.type == "cpu":
+    if "cpu" in (at.type, plan.decoder):
         spared = runtime.available_threads() - (threads == "spare")
         runtime.set_threads(max(1, spared) if isinstance(threads, str) else threads)
     prompts = [p.embedding for p in loaded.prompts]
-    kind = dtype or runtime.pick_dtype(place)
-    start = None if image is None else encode_picture(folder, loaded.config, image, place)
-    session = VideoSession(loaded.config, loaded.model, loaded.decoder, prompts, place, kind, steps, loaded.weights_hash, start)
-    session.device_note, session.merge = reason, merge
-    session.book = PromptBook({p.text: p.embedding for p in loaded.prompts}, loaded.prompts[0].encoder)
+    start = None if image is None else encode_picture(folder, config, image, torch.device(plan.encoder))
+    if plan.encoder == "cuda":
+        torch.cuda.empty_cache()  # the encoder is gone, the network may have its memory
+    decode_on = torch.device(plan.decoder), getattr(torch, plan.decoder_dtype)
+    session = VideoSession(
+        config,
+        loaded.model,
+        loaded.decoder,
+        prompts,
+        at,
+        getattr(torch, plan.dtype),
+        steps,
+        loaded.weights_hash,
+        start,
+        decode_on,
+    )
+    session.device_note, session.placement, session.merge = reason, plan.lines, merge
+    session.book = PromptBook({p.text: p.embedding for p in loaded.prompts}, loaded.prompts[0].encoder, plan.text, plan.keep_text)
     return session
+
+
+def remembering(config: WorldConfig, window: int | None) -> WorldConfig:
+    """The world with a shorter cache, of `window` latents (None: as it is). Raises ConfigError."""
+    sampler = config.sampler
+    if window is None:
+        return config
+    if not sampler.least_window <= window <= sampler.window:
+        raise ConfigError(f"{config.name!r} sees {sampler.least_window} to {sampler.window} latents, got a window of {window}")
+    return replace(config, sampler=replace(sampler, window=window))
+
+
+def placed_on(
+    device: torch.device,
+    config: WorldConfig,
+    encoder: StreamNet | None = None,
+    text: tuple[int, int] = (0, 0),
+    decoder: str = "auto",
+    dtype: torch.dtype | None = None,
+) -> Placement:
+    """Where the parts of the world that `config` describes live on this machine, its network on `device`.
+
+    encoder, text: see `sizes_of`. decoder: see `open_video`. Raises DeviceError where the world does not fit.
+    """
+    with torch.device("meta"):
+        net = decoder_of(config.codec)
+    kind = "" if dtype is None else str(dtype).removeprefix("torch.")
+    return place(config.name, sizes_of(config, net, encoder, text), machine(device), decoder, kind)
 
 
 @torch.inference_mode()
@@ -138,12 +189,19 @@ def encode_picture(folder: Path, config: WorldConfig, image: np.ndarray, device:
         raise ConfigError(f"{config.name!r} has no {ENCODER}, so it takes no --image: make it again with --encoder Wan2.1_VAE.pth")
     if image.shape != (config.height, config.width, 3) or image.dtype != np.uint8:
         raise ConfigError(f"{config.name!r} begins with a uint8 picture of {config.width}x{config.height}, got {image.shape}")
-    state = read_tensors(path)
-    with torch.device("meta"):
-        net = WanEncoder(len(state.get("layers.0.bias", ())))
-    _assigned(net, state, ENCODER)
+    net = _encoder_shapes(path)
+    if net is None:
+        raise CheckpointError(f"{path} is damaged: make the world again")
+    _assigned(net, read_tensors(path), ENCODER)
     rgb = to_float(image[None]).to(device)[None]
     return VideoEncoder(net.to(device, torch.float32).eval()).encode(rgb)
+
+
+def _encoder_shapes(path: Path) -> WanEncoder | None:
+    """The encoder of a file, without its numbers; None where there is none, or a damaged one."""
+    width = len(read_tensors(path).get("layers.0.bias", ())) if path.is_file() else 0
+    with torch.device("meta"):
+        return WanEncoder(width) if width else None
 
 
 def _read_prompt(entry: prompt_list.Entry, config: WorldConfig) -> Prompt:
@@ -163,6 +221,8 @@ def check_prompt(prompt: Prompt, config: WorldConfig) -> None:
             f"the embedding of {prompt.text[:40]!r} has the shape {shape}, {config.name!r} takes (1 to {most}, {width}): "
             "make it with the text encoder of this family"
         )
+    if not torch.isfinite(prompt.embedding).all():
+        raise CheckpointError(f"the embedding of {prompt.text[:40]!r} holds values that are not finite: make it again")
 
 
 def write_prompt(folder: Path, number: int, prompt: Prompt) -> None:

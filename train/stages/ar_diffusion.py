@@ -20,12 +20,13 @@ from train.distributed import Ranks
 from train.export import export_run
 from train.latents import RecordedLatents
 from train.options import Forcing
-from train.rollout import compare_rollouts, self_rollout
-from train.sheets import rollout_sheet
+from train.rollout import compare_rollouts, context_of
+from train.sheets import SHEET_CLIPS, rollout_sheet, video_sheet
 from train.stage_options import ArDiffusionStage
 from train.stages.base import Progress
 from train.stages.flow import FlowMatching
 from train.student import Student
+from train.videos import VideoLatents
 from worldmodel.diffusion import add_noise, euler_sigmas, sample
 from worldmodel.models.attention import Layout
 
@@ -83,28 +84,20 @@ class ArDiffusion(FlowMatching):
     def rollout_statistics(self) -> dict[str, float] | None:
         """Held-out rollouts of the current weights by the game's sampler, latents against the real ones: spread, motion, gain in dB
         over repeating the last real frame (first 8 dreamed frames). None where every held-out episode ends within the context."""
-        sampler, frames = self.sampler(), self.options.clip_frames
-        context = max(frames // 3 // sampler.chunk, 1) * sampler.chunk
         # the cache of a large network is as large as its rollouts are many: no more of them than training makes
         count = min(ROLLOUTS, self.options.batch) if self.model_config.text_dim else ROLLOUTS
-        clips = self.held_out.batch(self.held_out.sampler.spread(count))
-        draws = Draws(0, 0, 0, Ranks(0, 1, self.context.device), count)
-        student = Student(self.model, self.context, self.latent_shape, sampler, count, graphs=False)
-        student.begin(clips)
-        student.see(clips.latent[:, :context])
-        noise = draws.normal("noise", *clips.latent.shape[1:])
-        made = self_rollout(
-            student.denoise,
-            student.cache,
-            noise,
-            lambda _: euler_sigmas(sampler.steps, sampler.shift),
-            lambda number, step: draws.normal(f"renoise_{number}_{step}", sampler.chunk, *clips.latent.shape[2:]),
-            start=context,
-            kind=sampler.kind,
-            context_sigma=sampler.context_sigma,
-        )
+        clips, made = self._held_out_dream(count)
+        context = clips.latent.shape[1] - made.shape[1]
         real, last, mask = clips.latent[:, context:], clips.latent[:, context - 1 : context], clips.mask[:, context:]
         return compare_rollouts(made, real, last, mask) or None
+
+    def _held_out_dream(self, count: int) -> tuple[ClipBatch, Tensor]:
+        """`count` held-out clips, and what the network dreams behind the first third of each."""
+        sampler = self.sampler()
+        clips = self.held_out.batch(self.held_out.sampler.spread(count))
+        student = Student(self.model, self.context, self.latent_shape, sampler, count, graphs=False)
+        draws = Draws(0, 0, 0, Ranks(0, 1, self.context.device), count)
+        return clips, student.dream(clips, context_of(self.options.clip_frames, sampler.chunk), draws)
 
     def flops(self) -> float:
         options = self.options
@@ -112,9 +105,15 @@ class ArDiffusion(FlowMatching):
         return super().flops() * (1 + options.own_rounds / 2 * self.context.config.model.sampler.steps / 3)
 
     def sheet(self, path: Path, exported: Path | None) -> None:
-        """Held-out frames above a rollout and above one-step predictions of the exported world."""
-        if exported is not None and isinstance(self.data, RecordedLatents):
+        """Held-out frames above a rollout, and of worlds of single frames above one-step predictions."""
+        if isinstance(self.data, VideoLatents):
+            if self.data.shown_by is not None:
+                clips, made = self._held_out_dream(min(SHEET_CLIPS, self.options.batch))
+                video_sheet(path, self.data.shown_by, clips.latent, made, "rollout")
+        elif exported is not None and isinstance(self.data, RecordedLatents):
             rollout_sheet(path, exported, self.data.frames, self.context.device)
 
     def export(self, progress: Progress, final: bool) -> Path | None:
-        return export_run(self, progress) if isinstance(self.data, RecordedLatents) else self.export_weights(progress)
+        return (
+            export_run(self, progress) if isinstance(self.data, RecordedLatents) else self.export_weights(progress, self.sampler())
+        )

@@ -3,7 +3,8 @@
 Three networks: the causal student, a frozen bidirectional teacher that scores real clips, and a critic, bidirectional and trained,
 that scores what the student makes. Every step trains the critic by flow matching on fresh rollouts; every `critic_updates`-th step
 first moves the student along the difference of the two scores. The past that a rollout goes on from is real (`context_frames`), as
-in the game; longer rollouts than the teacher's clips are scored on their last `clip_frames`.
+in the game; longer rollouts than the teacher's clips are scored on their last `clip_frames`. Of videos the first latent of a clip
+is a single picture: there the first of those frames is made anew, its last picture as a clip's first latent, and is not trained.
 
 The gradient of a dreamed frame stays in its own exit step unless ``stage.cache_gradient=carried`` (see train.rollout).
 With ``stage.source`` the scored frames are not rollouts but predictions from noised data: CausVid's and "causal DMD".
@@ -27,6 +28,7 @@ from train.stages.base import Context, Update
 from train.stages.distil import Distillation
 from train.stages.flow import Pass, dit_flops
 from train.student import Student
+from train.videos import VideoLatents
 from worldmodel.config import SamplerConfig
 from worldmodel.diffusion import add_noise, euler_sigmas, shift_sigma, to_clean, velocity_target
 from worldmodel.errors import ConfigError
@@ -43,10 +45,22 @@ class DistributionMatching(Distillation):
         if not context.config.teacher:
             raise ConfigError("this stage needs a bidirectional network that judges rollouts: pass teacher=runs/teacher")
         super().__init__(context)
+        self._check_longer()
         plain = replace(self.model_config, flow_map=False)
         self.teacher = self.network(context.config.teacher, "teacher", plain).requires_grad_(False)
         self.critic = self.network(context.config.teacher, "teacher", plain)
         self._stale = True  # whether the student has changed since the copy that makes rollouts was taken
+
+    def _check_longer(self) -> None:
+        """Raise ConfigError if rollouts of videos are longer than clips, and nothing here can begin a clip anew."""
+        own, data = self.own, self.data
+        if not isinstance(data, VideoLatents) or own.source is not Source.rollout or own.rollout_frames == own.clip_frames:
+            return
+        if data.shown_by is None or not data.shown_by.encodes:
+            raise ConfigError(
+                f"rollouts of {own.rollout_frames} latents are scored by their last {own.clip_frames}, of which the first is "
+                "encoded anew: pass codec=Wan2.1_VAE.pth, or set stage.rollout_frames to stage.clip_frames"
+            )
 
     @property
     def own(self) -> DmdStage:
@@ -137,8 +151,23 @@ class DistributionMatching(Distillation):
             context_sigma=self.sampler().context_sigma,
         )
         latent = torch.cat((batch.latent[:, :context], made), dim=1)
-        dreamed = torch.arange(last, device=latent.device) >= context
+        dreamed = (torch.arange(last, device=latent.device) >= context).expand_as(batch.mask)
+        if isinstance(self.data, VideoLatents):
+            return self._begun_anew(replace(batch, latent=latent, mask=dreamed))
         return replace(batch, latent=latent, mask=batch.mask & dreamed).cut(last - own.clip_frames, last)
+
+    def _begun_anew(self, whole: ClipBatch) -> ClipBatch:
+        """The last clip_frames of rollouts of videos. That the recorded clips end earlier is no matter: the prompt goes on, and a
+        camera stands still."""
+        assert isinstance(self.data, VideoLatents)
+        first, chunk = whole.latent.shape[1] - self.own.clip_frames, self.sampler().chunk
+        clip = whole.cut(first, whole.latent.shape[1])
+        if not first:
+            return clip
+        assert self.data.shown_by is not None
+        begin = self.data.shown_by.restart(whole.latent[:, : first + 1].detach())
+        trained = torch.arange(self.own.clip_frames, device=begin.device) >= chunk
+        return replace(clip, latent=torch.cat((begin, clip.latent[:, 1:]), dim=1), mask=clip.mask & trained)
 
     def jumps(self) -> tuple[str, bool]:
         """Kind of sampler that makes a rollout, and whether all of its steps carry gradients (flow maps) or the last alone."""
@@ -204,7 +233,8 @@ class DistributionMatching(Distillation):
             self.velocity(self.critic, noisy, sigma, dream, layout=WHOLE), velocity_target(dream.latent, noise), dream.mask
         )
         with torch.no_grad():  # the teacher on real clips: a critic that follows is about as good on dreams
-            real = batch.cut(batch.latent.shape[1] - self.own.clip_frames, batch.latent.shape[1])
+            first = 0 if isinstance(self.data, VideoLatents) else batch.latent.shape[1] - self.own.clip_frames
+            real = batch.cut(first, first + self.own.clip_frames)
             noise, sigma, noisy = self._noised(real.latent, draws)
             known = self.velocity(self.teacher, noisy, sigma, real, layout=WHOLE)
             reference = flow_matching(known, velocity_target(real.latent, noise), real.mask)

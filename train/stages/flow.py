@@ -157,8 +157,8 @@ class FlowMatching(Stage):
             loss = self.loss(self.clips.draw(draws), draws, keep)
             yield Update("model", loss, self.options.batch * self.options.clip_frames)
 
-    def export_weights(self, progress: Progress) -> Path:
-        """Write ``<run>/export`` with the network alone, in fp32; docs/video.md says how one plays it."""
+    def export_weights(self, progress: Progress, sampler: SamplerConfig | None = None) -> Path:
+        """Write ``<run>/export`` with the network alone, in fp32; docs/video.md says how one plays it. sampler: of its rollouts."""
         stage = self.options.kind
         info = {
             "stage": stage,
@@ -167,7 +167,7 @@ class FlowMatching(Stage):
             "step": progress.step,
             "targets": progress.targets,
         }
-        return export_network(self.context.folder / "export", self.model_config, self.model.state_dict(), info)
+        return export_network(self.context.folder / "export", self.model_config, self.model.state_dict(), info, sampler)
 
     def passes(self) -> list[Pass]:
         """The passes with gradients of a step's updates; those of one target are kept at the same time."""

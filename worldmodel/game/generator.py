@@ -192,7 +192,9 @@ class Generator:
             for op in self.replay.ops:
                 if op.action is not None:
                     self.world.actions.clean(op.action)
-            self.replay.check_world(getattr(self.world, "weights_hash", ""), getattr(self.world, "steps", 0))
+            world: Any = self.world
+            window = getattr(world, "window", 0)
+            self.replay.check_world(getattr(world, "weights_hash", ""), getattr(world, "steps", 0), window)
             self._found = self._find_prompts(self.replay)
         wants = self.replay.header["engine"] if self.replay else ""
         if (self.plan.compile == "on" and self.replay is None) or wants not in ("", "eager"):

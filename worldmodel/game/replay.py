@@ -110,8 +110,8 @@ class Replay:
     def frames(self) -> int:
         return max((op.frame for op in self.ops), default=0)
 
-    def check_world(self, weights: str, steps: int) -> None:
-        """Raises DataError if these weights or this step count are not what the replay was made with."""
+    def check_world(self, weights: str, steps: int, window: int = 0) -> None:
+        """Raises DataError if these weights, this step count or window (0: there is none) are not what the replay was made with."""
         made = self.header["weights"]
         if made != weights:
             raise DataError(
@@ -120,6 +120,8 @@ class Replay:
             )
         if self.header["steps"] != steps:
             raise DataError(f"{self.path} was made with {self.header['steps']} denoising steps, not {steps}: leave out --steps")
+        if window and self.header.get("window", window) != window:
+            raise DataError(f"{self.path} was made with a window of {self.header['window']}, not {window}: leave out --window")
 
 
 def is_replay(path: Path) -> bool:
@@ -177,6 +179,9 @@ def _header(path: Path, line: str) -> dict[str, Any]:
     threads, device = header.get("threads", 1), header.get("device", "cpu")
     if not isinstance(device, str) or not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise DataError(f"{path}, line 1 is damaged (header key 'threads' or 'device'): record the replay again")
+    window, decoder = header.get("window", 1), header.get("decoder", "auto")
+    if not isinstance(window, int) or isinstance(window, bool) or window < 1 or decoder not in ("auto", "gpu", "cpu"):
+        raise DataError(f"{path}, line 1 is damaged (header key 'window' or 'decoder'): record the replay again")
     return header
 
 

@@ -101,7 +101,7 @@ class Run:
             agent = open_agent("idle", spec)
         self.seat = Seat(self.inputs, agent, mode, hand_back=not settings.headless)
         journal = self._journal(world)
-        print(start_line(self.facts(), world), flush=True)
+        print("\n".join([start_line(self.facts(), world), *(f"  {line}" for line in getattr(world, "placement", ()))]), flush=True)
         return journal, self.seat
 
     def _spare_agent(self, spec: Any) -> Agent:
@@ -142,6 +142,7 @@ class Run:
             "steps": getattr(found, "steps", 0),
             "frames_per_action": getattr(found, "frames_per_action", 1),
             "threads": getattr(found, "threads", 1),
+            **{name: getattr(found, name) for name in ("window", "decoder") if hasattr(found, name)},  # of video worlds
             "engine": self.generator.engine,
             "merge": getattr(found, "merge", False),
             "seed": self.generator.seed,

@@ -117,7 +117,7 @@ def _wanted() -> str:
 def _kernel(op: str, x: Tensor) -> Callable[..., Any] | None:
     """The Triton form of `op` for tensors like `x`, or None where the reference runs."""
     kernel, wanted = KERNELS[op], _wanted()
-    if wanted == "reference":
+    if wanted == "reference" or x.is_meta:  # shapes alone are counted, not computed
         return None
     if wanted == "auto":
         if not x.is_cuda or x.dtype not in kernel.dtypes or not _can_run(x.device):

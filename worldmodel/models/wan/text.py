@@ -52,6 +52,15 @@ def map_weights(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def layer_bytes(path: Path) -> int:
+    """Bytes of the largest layer of a text encoder's file; reads names and shapes. Raises CheckpointError."""
+    layers: dict[str, int] = {}
+    for name, tensor in map_weights(path).items():
+        if found := re.match(r"blocks\.\d+\.", name):
+            layers[found[0]] = layers.get(found[0], 0) + tensor.nbytes
+    return max(layers.values(), default=0)
+
+
 def relative_buckets(offset: Tensor) -> Tensor:
     """Bucket (0..31) of a relative position (key - query, whole numbers): exact up to 7 tokens away, then logarithmic (T5, 2.1).
 
