@@ -142,12 +142,17 @@ def test_consistency_sampler_plays(tmp_path):
     assert np.array_equal(first[1], play(session, [NOOP, NOOP])[1])
 
 
-def test_eager_play_does_not_wait_for_the_compiler_to_be_imported(tiny_world):
-    load = f"s = worldmodel.load({str(tiny_world)!r}, device='cpu', threads=1)"
-    words = f"import sys, worldmodel; {load}; s.step(worldmodel.action.NOOP); s.finish()"
-    check = "print(sorted({'torch._dynamo', 'torch._inductor', 'triton'} & set(sys.modules)))"
+def compiler_modules(world, options: str = "") -> str:
+    """What of torch's compiler a process has imported after one step, and the engine that it plays on."""
+    load = f"s = worldmodel.load({str(world)!r}, device='cpu', threads=1, dtype=torch.float32{options})"
+    words = f"import sys, torch, worldmodel; {load}; s.step(worldmodel.action.NOOP); s.finish()"
+    check = "print(sorted({'torch._dynamo', 'torch._inductor', 'triton'} & set(sys.modules)), s.engine)"
     done = subprocess.run([sys.executable, "-c", f"{words}; {check}"], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return done.stdout.strip()
+
+
+def test_eager_play_does_not_wait_for_the_compiler_to_be_imported(tiny_world):
+    assert compiler_modules(tiny_world) == "[] eager"
 
 
 def test_threads_are_measured_again_when_steps_have_become_slow(tiny_world, monkeypatch):
@@ -204,6 +209,7 @@ def test_compiled_engine_equals_eager(tiny_world, tmp_path, monkeypatch):
     again = worldmodel.load(str(tiny_world), **options)
     again.start_compile()
     assert again.compile_state == "ready"  # kept from the first build
+    assert compiler_modules(tiny_world, ", compile='on'") == "[] compiled"  # nor does the second start
     before = again.cache.store[..., : again.cache.past * again.cache.tokens, :].clone()
     assert again._compiled_wins(again._compiler) in (True, False) and again.engine == "eager"
     assert torch.equal(again.cache.store[..., : again.cache.past * again.cache.tokens, :], before)  # trials leave the past alone
