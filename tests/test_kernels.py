@@ -85,7 +85,7 @@ def test_the_cpu_runs_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
 class OnGpu:
     """What the choice looks at, as a tensor on a GPU would show it."""
 
-    is_cuda, device = True, torch.device("cuda", 0)
+    is_cuda, is_meta, device = True, False, torch.device("cuda", 0)
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype

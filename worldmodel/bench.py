@@ -10,6 +10,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,14 @@ def random_video(device: torch.device, dtype: torch.dtype, window: int = 12) -> 
     return VideoSession(config, model, decoder, [torch.randn(64, net.text_dim)], device, dtype)
 
 
-def bench(session: Session, engines: list[str], steps: int) -> dict[str, Any]:
+def bench(
+    session: Session, engines: list[str], steps: int, measured: Callable[[dict[str, Any]], None] = lambda card: None
+) -> dict[str, Any]:
     """The result card of `session`: every engine of `engines` (``eager``, ``graphs``, ``compiled``, ``torch.compile``; with
-    `MERGED` behind its name in throughput mode), one after the other, over `steps` actions with a full cache."""
+    `MERGED` behind its name in throughput mode), one after the other, over `steps` actions with a full cache.
+
+    measured: is given the card after every engine.
+    """
     device = session._device
     card: dict[str, Any] = {
         **runtime.describe_machine(),
@@ -85,6 +91,7 @@ def bench(session: Session, engines: list[str], steps: int) -> dict[str, Any]:
         row["roof_share"] = work / (row["p50_ms"] / 1e3) / (card["matmul_peak_tflops"] * 1e12)
         row["times_eager"] = card["engines"].get("eager", row)["p50_ms"] / row["p50_ms"]
         card["engines"][name] = row
+        measured(card)
     return card
 
 
@@ -121,10 +128,17 @@ def run(world: str | None, size: str | None, device: str, steps: int, compiled: 
         engines += ["graphs", "graphs" + MERGED, COMPILE]  # the last: it replaces the network's pass
     elif compiled and isinstance(session, WorldSession):
         engines.append("compiled")
-    card = bench(session, engines, steps)
+
+    def keep(card: dict[str, Any]) -> None:
+        """Large networks take minutes an engine: what is measured is told and kept at once."""
+        engine, row = list(card["engines"].items())[-1]
+        print(f"{len(card['engines'])}/{len(engines)} {engine}: {row['frames_per_second']:.4g} frames/s", file=sys.stderr)
+        save(card, out)
+
+    print(f"timing {', '.join(engines)}: {steps} actions each", file=sys.stderr)
+    card = bench(session, engines, steps, keep)
     session.close()
     print(text(card))
-    save(card, out)
     print(f"\nwritten to {out}", file=sys.stderr)
     return 0
 
