@@ -286,8 +286,8 @@ def _preview(wanted: str, flags: argparse.Namespace) -> tuple[Preview, Path]:
     picture = next(iter(sorted(folder.glob("spawns/*/thumb.png"))), None)
     demo = folder / "demo.jsonl"
     size = (config.height, config.width)
-    preview = Preview(config.name, source, config.title, picture, config.actions, size, demo if demo.is_file() else None)
-    return preview, folder
+    played = demo if demo.is_file() else None
+    return Preview(config.name, source, config.title, picture, config.actions, size, played, rests=config.rests), folder
 
 
 def _preview_real(name: str) -> Preview:

@@ -293,6 +293,26 @@ def test_a_dream_stands_still_until_somebody_plays(monkeypatch, tmp_path):
     assert sum("forward" in a.buttons for a in seen) == 5 and sum("use" in a.buttons for a in seen) == 1
 
 
+def test_a_dream_rests_when_nobody_acts_where_nothing_moves_by_itself(monkeypatch, tmp_path):
+    monkeypatch.setattr("tests.test_window.PREVIEW", replace(PREVIEW, rests=0.3))
+
+    def script(person: Person) -> None:
+        generator = person.loop.run.generator
+        person.tap("KeyE")
+        person.until(lambda: generator.paused)
+        rested = generator.frame
+        time.sleep(0.2)
+        assert generator.frame == rested and person.loop.shell.screen == "play"
+        person.down("KeyW")
+        person.frames(4)
+        time.sleep(0.5)  # longer than it waits: a held key acts
+        assert not generator.paused
+        person.up("KeyW")
+        person.until(lambda: generator.paused)
+
+    assert Person(monkeypatch, tmp_path).play(script) == 0
+
+
 def test_taking_over_from_the_demo_begins_anew(monkeypatch, tmp_path):
     monkeypatch.setattr("worldmodel.game.shell.DEMO_AFTER", 0.1)
     _bring_demo(monkeypatch, tmp_path, 500)

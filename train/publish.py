@@ -44,9 +44,10 @@ def publish(
     evaluation: Path | None = None,
     demo: Path | None = None,
     keep: Sequence[int] | None = None,
+    rests: float | None = None,
 ) -> None:
     """See the module. sampler: fields of SamplerConfig to replace. keep: numbers of the export's own starting places, which follow
-    those of the game `real` (None: all of them without a game, none with one).
+    those of the game `real` (None: all of them without a game, none with one). rests: see `WorldConfig`; None: as exported.
 
     Raises WorldModelErrors: a damaged export, a game that does not fit, a missing file, a starting place that is not there.
     """
@@ -78,7 +79,8 @@ def publish(
             raise ConfigError(
                 f"{evaluation} holds no finished evaluation ({error}): run python -m train stage=evaluate first"
             ) from error
-    config = dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, **(sampler or {})), provenance=record)
+    chosen = dataclasses.replace(config.sampler, **(sampler or {}))
+    config = dataclasses.replace(config, sampler=chosen, provenance=record, rests=config.rests if rests is None else rests)
     extras = {"demo.jsonl": demo.read_bytes()} if demo is not None else None
     export_world(out, config, world.model_state, world.codec_state, spawns, card(config) + text, extras=extras)
 
@@ -92,12 +94,13 @@ def main() -> int:
     parser.add_argument("--steps", type=int, metavar="N", help="default denoising steps (default: as exported)")
     parser.add_argument("--kind", choices=SAMPLERS, help="sampler (default: as exported)")
     parser.add_argument("--shift", type=float, metavar="S", help="warp of the noise levels (default: as exported)")
+    parser.add_argument("--rests", type=float, metavar="S", help="seconds without input after which the dream stands still")
     parser.add_argument("--evaluation", type=Path, metavar="DIR", help="result folder of stage=evaluate, for the card")
     parser.add_argument("--demo", type=Path, metavar="FILE", help="JSON lines of actions to play while nobody touches the controls")
     args = parser.parse_args()
     try:
         chosen = {name: value for name in ("steps", "kind", "shift") if (value := getattr(args, name)) is not None}
-        publish(args.export, args.out, args.real, chosen, args.evaluation, args.demo, args.keep)
+        publish(args.export, args.out, args.real, chosen, args.evaluation, args.demo, args.keep, args.rests)
     except (WorldModelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

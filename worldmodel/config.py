@@ -198,7 +198,8 @@ class WorldConfig:
     """All that a client must know to play a world: the content of ``config.json``.
 
     height, width: picture size in pixels, multiples of 8 times the patch. fps: natural frames per second.
-    frames_per_latent: pictures per latent (1 for the bundled worlds). memory_mb: expected peak memory by dtype.
+    frames_per_latent: pictures per latent (1 for the bundled worlds). rests: seconds without input after which a game lets the
+    dream stand still, for worlds in which nothing moves by itself (0: it goes on). memory_mb: expected peak memory by dtype.
     provenance: free-form record of data, training and measurements.
     """
 
@@ -213,6 +214,7 @@ class WorldConfig:
     title: str = ""
     family: str = "worldmodel"
     frames_per_latent: int = 1
+    rests: float = 0.0
     schema_version: int = SCHEMA_VERSION
     memory_mb: dict[str, int] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -236,6 +238,7 @@ class WorldConfig:
             max(self.height, self.width) <= _MOST_SIDE, f"pictures are at most {_MOST_SIDE} wide, got {self.height}x{self.width}"
         )
         _require(0.1 <= self.fps <= 1000, f"fps lies in 0.1 to 1000, got {self.fps}")
+        _require(0 <= self.rests <= 3600, f"rests lies in 0 to 3600 seconds, got {self.rests}")
         _require(self.frames_per_latent >= 1, f"frames_per_latent must be at least 1, got {self.frames_per_latent}")
         flow_map = self.sampler.kind == "flow_map"
         _require(flow_map == self.model.flow_map, "the sampler flow_map goes with model.flow_map, and only with it")

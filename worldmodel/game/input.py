@@ -75,12 +75,20 @@ class InputState:
     def release_all(self, now: float) -> None:
         """Focus was lost or the game is paused: let go of everything, taps and motion included."""
         with self._lock:
-            if self._held or self._taps or any(self._motion) or any(self._stick):
+            if self._acts():
                 self._mark(now)
             self._held.clear()
             self._taps.clear()
             self._motion = [0.0, 0.0]
             self._stick = (0.0, 0.0)
+
+    def busy(self) -> bool:
+        """Whether anything is held, or was tapped or moved since the last snapshot."""
+        with self._lock:
+            return self._acts()
+
+    def _acts(self) -> bool:
+        return bool(self._held or self._taps or any(self._motion) or any(self._stick))
 
     def held(self) -> frozenset[str]:
         """Targets (button names, ``axis+``) that are held now, for display."""

@@ -14,7 +14,7 @@ class Preview:
 
     name: short name. source: what opens it again (name, folder, ``real:NAME``). picture: image file of its first place, or None.
     spec: its actions if known yet. size: (H, W). demo: a file of actions that is played when nobody presses a key. image: a picture
-    to start with instead of the world's own, as text, kept in replays.
+    to start with instead of the world's own, as text, kept in replays. rests: see `WorldConfig`.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Preview:
     size: tuple[int, int] = (80, 128)
     demo: Path | None = None
     image: str = ""
+    rests: float = 0.0
 
 
 @dataclass(frozen=True)

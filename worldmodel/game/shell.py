@@ -28,6 +28,7 @@ class Shell:
     must be drawn again. change: the prompt that is being prepared.
 
     A world that brings a demo is a dream, and dreams fade while nobody plays: it stands still until the first input or the demo.
+    Where nothing moves by itself (`Preview.rests`) it also does so whenever nobody acts for a while, until the next input.
     """
 
     def __init__(self, run: Run) -> None:
@@ -43,6 +44,7 @@ class Shell:
         self._engine, self._told = "", False
         self.line, self.change = PromptLine(), PromptChange(run.generator, self.toast)
         self._held, self._demo = False, False  # the world stands still; the demo plays
+        self._acted = 0.0  # when a person last did anything
         if run.preview.demo is not None and self._unasked():
             self._hold(True)
 
@@ -145,6 +147,7 @@ class Shell:
     def resume(self) -> None:
         """Play on."""
         self.screen, self.selected = "play", None
+        self._held, self._acted = False, time.perf_counter()
         self.run.generator.pause(False)
         self.dirty = True
 
@@ -280,6 +283,7 @@ class Shell:
             state = "is slower here" if generator.compiling == "slower" else generator.compiling
             self.toast(f"the compiled engine {state}; the eager one plays on")
         self._maybe_demo(now)
+        self._maybe_rest(now)
 
     def _unasked(self) -> bool:
         """Whether a person is to play, and nothing else was asked for."""
@@ -297,6 +301,16 @@ class Shell:
             generator.next_place()
             self._hold(True)
 
+    def _maybe_rest(self, now: float) -> None:
+        run = self.run
+        plays = self.touched and self.screen == "play" and self.takes_input() and (run.seat is None or run.seat.mode == "player")
+        if not (plays and run.preview.rests and run.inputs) or run.settings.frames is not None:
+            return
+        if run.inputs.busy():
+            self._acted = now
+        elif now - self._acted > run.preview.rests:
+            self._hold(True)
+
     def _hold(self, on: bool) -> None:
         if on != self._held:
             self._held = on
@@ -304,7 +318,7 @@ class Shell:
 
     def person(self) -> None:
         """A person touched the controls: the demo ends, and what it has walked through begins anew."""
-        self.touched = True
+        self.touched, self._acted = True, time.perf_counter()
         if self.run.seat and self.run.seat.mode == "demo":
             self._demo = False
             self._drive("player")
