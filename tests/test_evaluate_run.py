@@ -31,6 +31,7 @@ TINY = Size(
     returns=3,
     turn_frames=40,
     walk_frames=3,
+    rest_frames=60,
     speed_steps=3,
     codec_frames=20,
     probes=ProbeOptions(steps=3, batch=4),
@@ -49,7 +50,7 @@ def finished(tmp_path_factory):
 def test_every_file_is_there_and_readable(finished):
     out = finished[0] / "out"
     result = json.loads((out / "evaluation.json").read_text())
-    assert set(result) >= {"conditions", "speed", "rollouts", "action_gap", "probes", "random_play", "returns", "drift"}
+    assert set(result) >= {"conditions", "speed", "rollouts", "action_gap", "probes", "random_play", "returns", "standing", "drift"}
     for name in ("contact_sheet.png", "horizons.png", "return.png"):
         with Image.open(out / name) as picture:
             assert picture.width > 300 and len(set(picture.convert("L").resize((64, 64)).getdata())) > 10
@@ -79,6 +80,8 @@ def test_numbers_are_whole(finished):
     assert set(result["returns"]) == {"turn_360", "walk_and_back"}
     assert "skipped" in result["returns"]["turn_360"]["engine"]  # there is no real game called "boxes"
     assert result["returns"]["turn_360"]["dream"]["return"]["n"] == 3
+    assert [r["frames"] for r in result["standing"]["by_frames"]] == [30, 60]
+    assert 0 < result["standing"]["by_frames"][1]["dream"]["psnr"]["mean"] < 100  # random weights keep no picture
     speed = result["speed"]
     assert 0 < speed["first_frame_ms"]["p50"] <= speed["first_frame_ms"]["p95"] and speed["frames_per_action"] == 1
     assert speed["per_frame_ms"] > 0 and conditions["size"] == "full" and "by_steps" not in result
@@ -87,7 +90,7 @@ def test_numbers_are_whole(finished):
 def test_the_same_seed_gives_the_same_numbers(finished):
     folder, first = finished
     second = run(folder / "tiny", folder / "boxes", folder / "again", device="cpu", size=TINY)
-    for name in ("rollouts", "action_gap", "probes", "random_play", "returns", "drift"):
+    for name in ("rollouts", "action_gap", "probes", "random_play", "returns", "standing", "drift"):
         assert first[name] == second[name], name
     assert first["conditions"]["threads"] == second["conditions"]["threads"] == 1
 
@@ -104,6 +107,7 @@ def test_chunks_step_counts_and_shared_probes(tmp_path, monkeypatch):
     assert own["by_horizon"][1]["psnr"] == result["rollouts"]["by_horizon"][1]["psnr"]["dream"]["mean"]
     assert {r["random_play"]["frames"] for r in result["by_steps"]} == {100}
     assert len({r["by_horizon"][1]["psnr"] for r in result["by_steps"]}) == 3
+    assert own["standing"][1]["psnr"] == result["standing"]["by_frames"][1]["dream"]["psnr"]["mean"]
     assert all(r["speed"]["frames_per_action"] == 3 and r["speed"]["per_frame_ms"] > 0 for r in result["by_steps"])
     assert result["speed"]["first_frame_ms"]["p50"] > result["speed"]["per_frame_ms"] / 2
     assert "skipped" in result["returns"] and "engine_early" not in result["drift"]["to_real"]
@@ -130,12 +134,22 @@ def test_the_stage_keeps_probes_beside_its_runs(tmp_path, monkeypatch):
 
 def test_a_real_engine_is_walked_beside_the_dream():
     from tests.box_world import BoxWorld
-    from train.returns import _engine_trip, _return_scores, trips
+    from train.returns import _return_scores, engine_script, trips
 
     trip = next(t for t in trips(tiny_config().actions, TINY) if t.name == "walk_and_back")
-    scores = _return_scores(_engine_trip(BoxWorld(), trip, 2, 0))
+    scores = _return_scores(engine_script(BoxWorld(), trip.actions, trip.marks, 2, 0))
     assert scores["return"]["mean"] == 100  # the boxes have no momentum: the way back is exact
     assert scores["margin"]["mean"] > 50
+
+
+def test_a_real_engine_in_which_nothing_moves_keeps_its_view():
+    from tests.box_world import BoxWorld
+    from train.returns import engine_script
+    from train.standing import scores
+    from worldmodel.action import Action
+
+    (row,) = scores({"engine": engine_script(BoxWorld(), (Action(),) * 30, (15, 30), 2, 0)}, (15, 30))
+    assert row["frames"] == 30 and row["engine"]["psnr"] == {"mean": 100, "se": 0, "n": 2} and row["engine"]["detail"] == 1
 
 
 def test_errors_name_the_fix(tmp_path):

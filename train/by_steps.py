@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from train import examine
+from train import examine, standing
 from train.dreamer import Dreamer
 from train.examine import Bench
 
 PLAY_FRAMES = 300  # of random play that the counts are compared over
-PARTS = 4  # of the evaluation's progress, for every further count
+PARTS = 5  # of the evaluation's progress, for every further count
 
 
 def examine_count(bench: Bench, steps: int, speed: dict[str, Any]) -> dict[str, Any]:
@@ -24,8 +24,9 @@ def examine_count(bench: Bench, steps: int, speed: dict[str, Any]) -> dict[str, 
     )
     rollouts, dream = examine.rollouts(bench)
     play, _, _ = examine.play_at_random(bench)
-    result = {"rollouts": rollouts, "action_gap": examine.action_gap(bench, dream), "random_play": play, "speed": speed}
-    return row(steps, result)
+    gap = examine.action_gap(bench, dream)
+    rest = standing.standing_still(bench)
+    return row(steps, {"rollouts": rollouts, "action_gap": gap, "random_play": play, "standing": rest, "speed": speed})
 
 
 def row(steps: int, result: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def row(steps: int, result: dict[str, Any]) -> dict[str, Any]:
         "by_horizon": horizons,
         "motion_ratio": result["rollouts"]["motion"]["ratio"],
         "random_play": {"frames": windows[-1]["last"], **means},
+        "standing": [{"frames": r["frames"], "psnr": r["dream"]["psnr"]["mean"]} for r in result["standing"]["by_frames"]],
         "speed": speed,
     }
 
@@ -69,6 +71,9 @@ def table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     over = f"{rows[0]['random_play']['frames']} frames of random play"
     for name, words in (("latent", "latent std over the data's"), ("detail", "std within a picture"), ("motion", "motion")):
         lines.append(line(f"{words}, {over}", [r["random_play"][name] for r in rows], 2))
+    for i, rest in enumerate(rows[0].get("standing", ())):  # evaluations of earlier versions have none
+        values = [r["standing"][i]["psnr"] for r in rows]
+        lines.append(line(f"PSNR dB to the view one stands before, after {rest['frames']} frames at rest", values, 1))
     lines.append(line("action to first picture, ms, p50", [r["speed"]["first_frame_ms"]["p50"] for r in rows], 1))
     lines.append(line("per frame, ms", [r["speed"]["per_frame_ms"] for r in rows], 1))
     return lines

@@ -30,13 +30,16 @@ returns: from a standstill turn 360 degrees by mouse, or walk forward and back a
     first. `other_view`, to beat: PSNR to the first of the views on the way (90, 180 and 270 degrees; the far end). `margin`:
     their difference, paired. `engine`: the same in the real game, where it can be opened: its momentum and walls make it the
     ceiling.
+standing: nobody acts, from the same starts. PSNR of the view to the one after 15 frames, when momentum has died, and its detail
+    over that one's; what stays as it is has 100 dB and 1. `engine` as above.
 drift: Fréchet distance in probe features (Gaussians fitted to the last hidden layer of the pose probe, or of the inverse-dynamics
     probe where there are no poses) of early and late random play to one half of the held-out episodes, beside the other half
     (`real_to_real`) and the real engine under the same random play; sets of equal size. It is not FID or FVD. `steering`: what
     the inverse-dynamics probe reads off early and late play.
 speed: one player's session, eager engine. `first_frame_ms`: action given -> first picture of that step decoded (what waits for the
     step to begin is not in it). `per_frame_ms`: wall time of a step over its pictures, commit and decode included.
-by_steps: for every count of stage.step_counts quality by horizon, the gap of turning rollouts, random play up to frame 300, speed.
+by_steps: for every count of stage.step_counts quality by horizon, the gap of turning rollouts, random play up to frame 300,
+    standing still, speed.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from train import by_steps, examine, probes, report_card, returns, sizes, summary
+from train import by_steps, examine, probes, report_card, returns, sizes, standing, summary
 from train.config import RunConfig
 from train.dreamer import Dreamer
 from train.examine import Bench, Meter
@@ -65,7 +68,7 @@ from worldmodel import runtime
 from worldmodel.errors import ConfigError, DataError, WorldModelError
 from worldmodel.session import WorldSession, open_session
 
-PARTS = 8
+PARTS = 9
 
 
 def run(
@@ -213,6 +216,7 @@ def _examine(
     try:
         scores, views = returns.return_tests(bench, engine, why_not)
         keep("returns", scores)
+        keep("standing", standing.standing_still(bench, engine))
         meter.begin("drift, and the real game under the same random play", 1)
         keep("drift", examine.drift(bench, played, script, returns.engine_play(engine, bench.spec, script, bench.seed)))
     finally:

@@ -182,11 +182,11 @@ def play_at_random(bench: Bench) -> tuple[dict[str, Any], np.ndarray, np.ndarray
     data = np.concatenate([e.frames for e in bench.material.held_out])
     data = data[np.unique(np.linspace(0, len(data) - 1, size.codec_frames).astype(int))]
     coded = bench.dreamer.encode(data).float().cpu().numpy()
-    whole = {"latent": _spread(coded), "pixel": _spread(data), "detail": _detail(data)}
+    whole = {"latent": _spread(coded), "pixel": _spread(data), "detail": detail(data)}
     rows = []
     for start in range(0, size.random_frames - min(WINDOW, size.random_frames) + 1, WINDOW):
         part = slice(start, start + WINDOW)
-        now = {"latent": _spread(stack[:, part]), "pixel": _spread(frames[:, part]), "detail": _detail(frames[:, part])}
+        now = {"latent": _spread(stack[:, part]), "pixel": _spread(frames[:, part]), "detail": detail(frames[:, part])}
         rows.append({"first": start + 1, "last": min(start + WINDOW, size.random_frames)} | {k: now[k] / whole[k] for k in now})
         rows[-1]["motion"] = metrics.motion(frames[:, part])
     head = [r for r in rows if r["last"] <= 500] or rows[:1]
@@ -195,7 +195,7 @@ def play_at_random(bench: Bench) -> tuple[dict[str, Any], np.ndarray, np.ndarray
     return {"data": whole, "over_data_by_window": rows, "over_data_first_500": mean, "frames_averaged": averaged}, frames, script
 
 
-def _detail(frames: np.ndarray) -> float:
+def detail(frames: np.ndarray) -> float:
     """Mean over pictures of the standard deviation of luma within a picture."""
     luma = frames @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     return float(luma.reshape(*luma.shape[:-2], -1).std(-1).mean())

@@ -5,6 +5,7 @@ Shapes: B rollouts, T frames, H W pixels, A action; pictures are uint8 (..., H, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +58,9 @@ def return_tests(bench: Bench, real: World | None, why_not: str) -> tuple[dict[s
     results, views = {}, {}
     bench.meter.begin("return tests", sum(len(t.actions) for t in plan))
     for trip in plan:
-        seen = {"dream": _dream_trip(bench, trip)}
+        seen = {"dream": dream_script(bench, trip.actions, trip.marks, bench.size.returns)}
         if real is not None:
-            seen["engine"] = _engine_trip(real, trip, bench.size.returns, bench.seed)
+            seen["engine"] = engine_script(real, trip.actions, trip.marks, bench.size.returns, bench.seed)
         results[trip.name] = {k: _return_scores(v) for k, v in seen.items()} | ({} if real else {"engine": {"skipped": why_not}})
         views[trip.name] = seen
     return results, views
@@ -72,28 +73,29 @@ def _return_scores(views: np.ndarray) -> dict[str, Any]:
     return {"return": metrics.summary(back), "other_view": metrics.summary(elsewhere), "margin": metrics.summary(back - elsewhere)}
 
 
-def _dream_trip(bench: Bench, trip: Trip) -> np.ndarray:
-    """Start from the world's spawns, then from held-out clips, until there are enough."""
-    n, clips, count = bench.clips.context, bench.clips, bench.size.returns
+def dream_script(bench: Bench, script: Sequence[Action], marks: Sequence[int], count: int) -> np.ndarray:
+    """The dreamed views after `marks` steps, (B, marks, H, W, 3), of `count` starts: the world's spawns, then held-out clips."""
+    n, clips = bench.clips.context, bench.clips
     starts = [(f[-n:], a[-n:]) for f, a in ((s.frames, s.actions) for s in bench.spawns) if len(f) >= n][:count]
     spare = thin_out(clips, max(count - len(starts), 0))
     starts += [(f[:n], a[:n]) for f, a in zip(spare.frames, spare.actions, strict=True)]
-    script = np.stack([bench.spec.encode(a) for a in trip.actions])[None].repeat(len(starts), 0)
+    rows = np.stack([bench.spec.encode(a) for a in script])[None].repeat(len(starts), 0)
     seen = []
     frames, actions = (np.stack(x) for x in zip(*starts, strict=True))
-    for i, picture in enumerate(bench.dreamer.rollout(frames, actions, script, bench.seeds(len(starts))), start=1):
+    for i, picture in enumerate(bench.dreamer.rollout(frames, actions, rows, bench.seeds(len(starts))), start=1):
         bench.meter.tick()
-        if i in trip.marks:
+        if i in marks:
             seen.append(picture)
     return np.stack(seen, axis=1)
 
 
-def _engine_trip(real: World, trip: Trip, count: int, seed: int) -> np.ndarray:
+def engine_script(real: World, script: Sequence[Action], marks: Sequence[int], count: int, seed: int) -> np.ndarray:
+    """The real game's views after `marks` steps, (B, marks, H, W, 3), of its first `count` starts."""
     runs = []
     for i in range(count):
         real.reset(seed=seed * 1000 + i, spawn=i)
-        shown = [real.step(action)[-1].rgb for action in trip.actions]
-        runs.append(np.stack([shown[m - 1] for m in trip.marks]))
+        shown = [real.step(action)[-1].rgb for action in script]
+        runs.append(np.stack([shown[m - 1] for m in marks]))
     return np.stack(runs)
 
 

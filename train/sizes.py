@@ -12,7 +12,8 @@ from train.probes import ProbeOptions
 class Size:
     """rollouts, horizons, gaps: of the rollouts with recorded actions, right and mirrored. random_*: of random play.
 
-    returns: starts of the return tests; 0 leaves them and the real game out. speed_steps: steps of one player's session.
+    returns: starts of the return tests; 0 leaves them and the real game out. rest_frames: of standing still, from as many starts
+    as random play has. speed_steps: steps of one player's session.
     """
 
     name: str = "full"
@@ -24,6 +25,7 @@ class Size:
     returns: int = 16
     turn_frames: int = 80
     walk_frames: int = 10
+    rest_frames: int = 180
     speed_steps: int = 60
     codec_frames: int = 1024
     probes: ProbeOptions = field(default_factory=ProbeOptions)
@@ -58,6 +60,7 @@ def _compare(rollouts: int) -> Size:
         random_rollouts=4,
         random_frames=300,
         returns=0,
+        rest_frames=120,
         speed_steps=30,
         codec_frames=256,
         probes=ProbeOptions(steps=300, batch=48, frames=8000, scale=2),
@@ -75,6 +78,7 @@ def _quick(rollouts: int) -> Size:
         returns=2,
         turn_frames=36,
         walk_frames=8,
+        rest_frames=60,
         speed_steps=20,
         codec_frames=128,
         probes=ProbeOptions(steps=200, batch=32, frames=6000, scale=2),

@@ -60,7 +60,7 @@ def fact_rows(result: dict[str, Any]) -> list[Row]:
     text = f"latent {number(spread['latent'])}, pixel {number(spread['pixel'])}, within a picture {number(spread['detail'])}"
     facts.append((f"random play, std over the data's, {play['frames_averaged']} frames", text))
     facts.append(("motion with recorded actions, over the real game's", number(result["rollouts"]["motion"]["ratio"])))
-    facts += _return_rows(result["returns"]) + _drift_rows(result["drift"])
+    facts += _return_rows(result["returns"]) + _rest_rows(result.get("standing")) + _drift_rows(result["drift"])
     pace = result["speed"]
     where = f"{result['conditions']['steps']} steps, {result['conditions']['device']}"
     text = f"{pace['per_frame_ms']:.1f} ms a frame ({pace['fps']:.0f} fps; p95 {pace['per_frame_ms_p95']:.1f} ms), {where}"
@@ -89,6 +89,17 @@ def _return_rows(returns: dict[str, Any]) -> list[Row]:
             text = f"{with_error(r['return'])} dB, another view {with_error(r['other_view'])} dB"
             rows.append((f"{names[trip]}, {kind}", f"{text}, margin {with_error(r['margin'], 1, True)} dB"))
     return rows or [("return tests", f"skipped: {returns.get('skipped', 'not run')}")]
+
+
+def _rest_rows(rest: dict[str, Any] | None) -> list[Row]:
+    if rest is None:  # an evaluation of an earlier version
+        return []
+    rows: list[Row] = []
+    for who in (w for w in ("dream", "engine") if w in rest["by_frames"][0]):
+        cells = [(r["frames"], r[who]["psnr"]["mean"], r[who]["detail"]) for r in rest["by_frames"]]
+        text = "; ".join(f"after {n} frames {number(psnr, 1)} dB, detail {number(detail)}" for n, psnr, detail in cells)
+        rows.append((f"the view while nobody acts, against frame {rest['settled']}, {who}", text))
+    return rows
 
 
 def _drift_rows(drift: dict[str, Any]) -> list[Row]:
