@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,13 +129,29 @@ def test_the_anchor_adds_the_distance_to_real_clips(home: Path) -> None:
     assert once > plain and thrice - plain == pytest.approx(3 * (once - plain), rel=1e-4)
 
 
+def test_a_rollout_rests_where_the_recording_does(home: Path) -> None:
+    stage = _dmd(home, "stage.rest=1", "stage.student_steps=[2]")
+    draws = stage.context.draws(0, 0)
+    batch = stage.clips.draw(draws)
+    assert stage.generator_loss(batch, draws)[1]["rest"] == 0, "somebody acts in every frame of these clips"
+    still = replace(batch, latent=batch.latent[:, :1].expand_as(batch.latent).clone(), action=torch.zeros_like(batch.action))
+    dream = stage.dream(still, draws)
+    made = slice(stage.own.context_frames, dream.latent.shape[1])
+    errors = (dream.latent[:, made] - still.latent[:, made]).square().mean()
+    moved = stage.generator_loss(still, draws)[1]["rest"]
+    assert moved > 0 and torch.allclose(moved, errors, rtol=1e-4), "the rest began in the context: its frames are the target"
+    moved = stage._rest_loss(dream, still)
+    moved.backward()
+    assert sum(p.grad.abs().sum() for p in stage.model.parameters() if p.grad is not None) > 0
+
+
 def test_long_rollouts_are_scored_on_their_end(home: Path) -> None:
     stage = _dmd(home, "stage.rollout_frames=10")
     lengths = set()
     for step in range(12):
         draws = stage.context.draws(step, 0)
         with torch.no_grad():
-            dream = stage.dream(stage.clips.draw(draws), draws)
+            dream = stage._scored(stage.dream(stage.clips.draw(draws), draws))
         assert dream.latent.shape[1] == 6
         lengths.add(int((~dream.mask).sum(dim=1).max()))
     assert lengths == {0, 1, 2}, "some clips keep real context frames in what is scored, and they are masked"

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.test_train_distil import MEAN, STD, exact_map, exact_velocity
-from train.objectives import beta_weight, distribution_gradient, distribution_matching, endpoint_regression, flow_map_target
+from train.objectives import (
+    beta_weight,
+    distribution_gradient,
+    distribution_matching,
+    endpoint_regression,
+    flow_map_target,
+    rest_targets,
+)
 from train.stages.anyflow import balance
 from worldmodel.diffusion import add_noise, euler_sigmas, sample, shift_sigma, shifted_grid, to_clean
 
@@ -69,6 +76,16 @@ def test_distribution_gradient_by_hand() -> None:
     torch.testing.assert_close(leaf.grad, torch.tensor([-1.0, 0.0]).reshape(leaf.shape))
     same = distribution_gradient(real, fake, real, mask)  # nothing to divide by
     assert bool(torch.isfinite(same).all())
+
+
+def test_a_rest_is_held_to_the_frame_it_began_with() -> None:
+    """A step right, two frames of rest, a key that changes nothing, another frame of rest."""
+    real = torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0, 1.0]).reshape(1, 6, 1, 1, 1)
+    action = torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0, 0.0]).reshape(1, 6, 1)
+    dream = torch.tensor([0.0, 1.5, 1.6, 1.7, 1.8, 1.9]).reshape(1, 6, 1, 1, 1).requires_grad_()
+    target, rests = rest_targets(dream, real, action)
+    assert rests.tolist() == [[False, False, True, True, False, True]]
+    assert torch.allclose(target.flatten(), torch.tensor([0.0, 1.5, 1.5, 1.5, 1.8, 1.8])) and not target.requires_grad
 
 
 def test_the_exact_flow_map_is_a_fixed_point() -> None:

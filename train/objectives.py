@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+REST = 0.02  # latents, of unit spread, of equal pictures differ by less: they are kept in half precision
+
 
 def bell_weight(sigma: Tensor) -> Tensor:
     """Loss weight by noise level (Wan 2.1, stages 0 and 1): exp(-2 (sigma - 1/2)^2) less its minimum, mean 1 over G(1000, 5).
@@ -62,6 +64,19 @@ def distribution_gradient(made: Tensor, fake_clean: Tensor, real_clean: Tensor, 
 def distribution_matching(made: Tensor, gradient: Tensor, mask: Tensor) -> Tensor:
     """A loss whose gradient in `made` is `gradient` (over the number of entries): mean (made - sg(made - gradient))^2 / 2."""
     return 0.5 * _frame_errors(made, (made - gradient).detach(), mask)
+
+
+def rest_targets(dream: Tensor, real: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the recorded world rests a rollout must rest, too: what its frames should be, (B,T,C,H,W), and which have to, (B,T).
+
+    dream: real context frames and what was dreamed behind them; real: the recorded clip; action (B,T,A) led to its frames. A frame
+    rests if nobody acts and the recording does not change. Its target is the frame of the dream that this rest began with.
+    """
+    unmoved = F.pad(real.diff(dim=1).abs().amax(dim=(2, 3, 4)) < REST, (1, 0))
+    rests = unmoved & (action == 0).all(dim=2)
+    index = torch.arange(dream.shape[1], device=dream.device).expand_as(rests)
+    began = torch.where(rests, 0, index).cummax(dim=1).values
+    return dream.detach()[torch.arange(len(dream), device=dream.device)[:, None], began], rests
 
 
 def flow_map_target(velocity: Tensor, slope: Tensor, gap: Tensor) -> Tensor:

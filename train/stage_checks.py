@@ -74,7 +74,7 @@ def _validate_ranges(stage: ArDiffusionStage) -> None:
             ends = "[0, 1)" if name == "target_decay" else "[0, 1]"
             raise ConfigError(f"stage.{name} lies in {ends}, got {getattr(stage, name)}")
     factors = ("guidance", "trajectory_guidance", "critic_lr", "pretrain_lr", "fake_weight", "mix_weight", "boundary_weight")
-    names = (*factors, "anchor", "pretrain_steps", "own_rounds", "first_steps")
+    names = (*factors, "anchor", "rest", "pretrain_steps", "own_rounds", "first_steps")
     not_negative({f"stage.{n}": getattr(stage, n) for n in names if hasattr(stage, n)})
     at_least_one({f"stage.{n}": getattr(stage, n) for n in ("pairs", "critic_updates") if hasattr(stage, n)})
     if getattr(stage, "list_steps", 1) > getattr(stage, "levels", 1) or getattr(stage, "levels", 1) % getattr(
@@ -134,7 +134,8 @@ def _validate_rollouts(stage: DmdStage, chunk: int) -> None:
     if stage.score_min >= stage.score_max:
         raise ConfigError(f"stage.score_min must be below stage.score_max, got {stage.score_min} and {stage.score_max}")
     if stage.source is not Source.rollout:
-        for name, wanted in (("first_steps", stage.first_steps), ("cache_gradient", stage.cache_gradient is CacheGradient.carried)):
+        carried = stage.cache_gradient is CacheGradient.carried
+        for name, wanted in (("first_steps", stage.first_steps), ("cache_gradient", carried), ("rest", stage.rest)):
             if wanted:
                 raise ConfigError(
                     f"stage.{name} is a setting of rollouts, and stage.source={stage.source.name} makes none: leave it out, "

@@ -168,6 +168,9 @@ class DmdStage(ArDiffusionStage):
 
     anchor: weight of a regression that is not in the paper: clean predictions from noised real clips, with the past that own_rounds
     makes, must stay near the real ones. (Scores alone say what looks right, not that it follows from the keys.)
+
+    rest: weight of another one: where nobody acts and the recorded world stands still, the rollout must, too (`rest_targets`).
+    Without it the same small error is added to a resting view again and again. Not for videos, which move by themselves.
     """
 
     kind: str = "dmd"
@@ -184,6 +187,7 @@ class DmdStage(ArDiffusionStage):
     score_min: float = 0.02
     score_max: float = 0.98
     anchor: float = 0.0
+    rest: float = 0.0
     action_dropout: float = 0.0
     context_noise_prob: float = 0.0
 

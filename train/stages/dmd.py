@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from train.data import ClipBatch, Clips, Draws
-from train.objectives import distribution_gradient, distribution_matching, endpoint_regression, flow_matching
+from train.objectives import distribution_gradient, distribution_matching, endpoint_regression, flow_matching, rest_targets
 from train.options import CacheGradient, Source
 from train.rollout import self_rollout
 from train.stage_options import DmdStage
@@ -46,6 +46,8 @@ class DistributionMatching(Distillation):
             raise ConfigError("this stage needs a bidirectional network that judges rollouts: pass teacher=runs/teacher")
         super().__init__(context)
         self._check_longer()
+        if self.own.rest and isinstance(self.data, VideoLatents):
+            raise ConfigError("stage.rest is for worlds in which nothing moves by itself, and videos do: set stage.rest=0")
         plain = replace(self.model_config, flow_map=False)
         self.teacher = self.network(context.config.teacher, "teacher", plain).requires_grad_(False)
         self.critic = self.network(context.config.teacher, "teacher", plain)
@@ -103,10 +105,17 @@ class DistributionMatching(Distillation):
     # -- what is scored --------------------------------------------------------------------------------------------------
 
     def dream(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
-        """Clips of clip_frames with what the student made of them; mask: valid frames that it did make."""
+        """Clips with what the student made of them; mask: valid frames that it did make. The last clip_frames are scored."""
         if self.own.source is Source.rollout:
             return self._rollout(batch, draws)
         return self._predict(batch, draws)
+
+    def _scored(self, dream: ClipBatch) -> ClipBatch:
+        """The last clip_frames of a dream."""
+        if isinstance(self.data, VideoLatents):
+            return self._begun_anew(dream)
+        last = dream.latent.shape[1]
+        return dream.cut(last - self.own.clip_frames, last)
 
     def steps(self, draws: Draws) -> int:
         """The student's step count of this update."""
@@ -152,13 +161,11 @@ class DistributionMatching(Distillation):
         )
         latent = torch.cat((batch.latent[:, :context], made), dim=1)
         dreamed = (torch.arange(last, device=latent.device) >= context).expand_as(batch.mask)
-        if isinstance(self.data, VideoLatents):
-            return self._begun_anew(replace(batch, latent=latent, mask=dreamed))
-        return replace(batch, latent=latent, mask=batch.mask & dreamed).cut(last - own.clip_frames, last)
+        # that recorded clips of videos end earlier is no matter: the prompt goes on, and a camera stands still
+        return replace(batch, latent=latent, mask=dreamed if isinstance(self.data, VideoLatents) else batch.mask & dreamed)
 
     def _begun_anew(self, whole: ClipBatch) -> ClipBatch:
-        """The last clip_frames of rollouts of videos. That the recorded clips end earlier is no matter: the prompt goes on, and a
-        camera stands still."""
+        """The last clip_frames of rollouts of videos, whose first latent is that of a single picture."""
         assert isinstance(self.data, VideoLatents)
         first, chunk = whole.latent.shape[1] - self.own.clip_frames, self.sampler().chunk
         clip = whole.cut(first, whole.latent.shape[1])
@@ -204,7 +211,8 @@ class DistributionMatching(Distillation):
         return noise, sigma, add_noise(made.detach(), noise, sigma)
 
     def generator_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        dream = self.dream(batch, draws)
+        whole = self.dream(batch, draws)
+        dream = self._scored(whole)
         _, sigma, noisy = self._noised(dream.latent, draws)
         with torch.no_grad():
             fake = self.clean(self.critic, noisy, sigma, dream, layout=WHOLE)
@@ -213,7 +221,16 @@ class DistributionMatching(Distillation):
         loss = distribution_matching(dream.latent, gradient, dream.mask)
         if self.own.anchor:
             loss = loss + self.own.anchor * self._anchor_loss(batch, draws)
-        return loss, {}
+        if not self.own.rest:
+            return loss, {}
+        moved = self._rest_loss(whole, batch)
+        return loss + self.own.rest * moved, {"rest": moved.detach()}
+
+    def _rest_loss(self, dream: ClipBatch, real: ClipBatch) -> Tensor:
+        """How far resting frames of a rollout are from what they were when the rest began, where they carry gradients."""
+        target, rests = rest_targets(dream.latent, real.latent[:, : dream.latent.shape[1]], dream.action)
+        made, target, mask = (t[:, -self.own.clip_frames :] for t in (dream.latent, target, rests & dream.mask))
+        return endpoint_regression(made, target, mask)
 
     def _anchor_loss(self, batch: ClipBatch, draws: Draws) -> Tensor:
         """Regression of the student's predictions from noised real clips on these clips, at levels of its own list."""
@@ -227,7 +244,7 @@ class DistributionMatching(Distillation):
 
     def critic_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            dream = self.dream(batch, draws)
+            dream = self._scored(self.dream(batch, draws))
         noise, sigma, noisy = self._noised(dream.latent, draws)
         loss = flow_matching(
             self.velocity(self.critic, noisy, sigma, dream, layout=WHOLE), velocity_target(dream.latent, noise), dream.mask
