@@ -127,7 +127,7 @@ def run(world: str | None, size: str | None, device: str, steps: int, compiled: 
     if place.type == "cuda":
         engines += ["graphs", "graphs" + MERGED, COMPILE]  # the last: it replaces the network's pass
     elif compiled and isinstance(session, WorldSession):
-        engines.append("compiled")
+        engines += ["compiled", "compiled" + MERGED]
 
     def keep(card: dict[str, Any]) -> None:
         """Large networks take minutes an engine: what is measured is told and kept at once."""
