@@ -53,7 +53,7 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
         {"torch"},
     ),
     "worldmodel.frame_program": (BOTTOM | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime"}, {"torch"}),
-    "worldmodel.threads": (BOTTOM, set()),
+    "worldmodel.threads": (BOTTOM, {"numpy"}),
     "worldmodel.screen": (BOTTOM | {"worldmodel.runtime"}, {"torch", "numpy"}),
     "worldmodel.dream": (
         BOTTOM
