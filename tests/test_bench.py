@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +60,21 @@ def test_an_engine_that_cannot_be_had_does_not_stop_the_others(capsys):
     from worldmodel.bench import text
 
     assert "compiled: there is no engine but the eager one" in text(card)
+
+
+def test_an_engine_takes_turns_with_the_eager_one(monkeypatch):
+    session, calls = open_video(camera=False), list[str]()
+    plain = session.model.velocity
+
+    def fake(work, dynamic):  # what the compiler makes of it is not the question
+        return lambda *args, **kwargs: (calls.append("c" if session.cache.full else "!"), work(*args, **kwargs))[1]
+
+    monkeypatch.setattr(torch, "compile", fake)
+    monkeypatch.setattr(session.model, "velocity", lambda *args, **kwargs: (calls.append("p"), plain(*args, **kwargs))[1])
+    row = measure(session, ["torch.compile"], 8)["engines"]["torch.compile"]
+    passes = "".join(calls)
+    assert row["times_eager"] > 0 and "!" not in passes
+    assert len(re.findall("(cp)+", passes)) == 1 + 5  # warming up, and five turns, the first of them behind the second fill
 
 
 def test_a_random_network_is_drawn_in_its_type_and_measured(tiny_size, tmp_path, capsys):

@@ -26,7 +26,8 @@ from worldmodel.video_session import VideoSession
 Session = WorldSession | VideoSession
 SETTLE = 3  # steps that are not timed once the cache is full
 COMPILE, MERGED = "torch.compile", " + merged commit"
-EVERY = 5.0  # s between two lines about the same work
+TURNS, EAGER_SHARE = 5, 4  # turns of an engine with the eager one, which takes so much fewer actions
+EVERY = 10.0  # s between two lines about the same work
 
 
 class Progress:
@@ -48,6 +49,44 @@ class Progress:
             self.say(words)
 
 
+class Engines:
+    """The engines of a session, which can be changed between two actions."""
+
+    def __init__(self, session: Session, progress: Progress) -> None:
+        self.session, self.progress, self._velocity = session, progress, session.model.velocity
+        self._compiled: Callable[..., torch.Tensor] | None = None
+
+    def prepare(self, engine: str) -> None:
+        """Whatever takes long. Raises DeviceError where there is no such engine."""
+        session = self.session
+        if engine.startswith("eager"):
+            return
+        self.progress.say(f"{engine}: making the engine ready")
+        if engine == COMPILE:
+            self._compiled = torch.compile(self._velocity, dynamic=False)
+            self.progress.say(f"{engine}: once the cache is full, compiling takes minutes")
+            return
+        session.merge = engine.endswith(MERGED)
+        session.start_compile()
+        while session.poll_compile() == "building":
+            self.progress.still(f"{engine}: building, about a minute a pass, once")
+            time.sleep(0.2)
+
+    def use(self, engine: str) -> None:
+        """From the next action on. Raises DeviceError where that is not possible."""
+        session = self.session
+        session.use_eager()
+        session.merge = engine.endswith(MERGED)
+        session.model.velocity = self._steady if engine == COMPILE else self._velocity  # type: ignore[method-assign]
+        if not engine.startswith("eager") and engine != COMPILE:
+            session.use_compiled()
+
+    def _steady(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Compiled for a full cache, and not anew for every fill before."""
+        assert self._compiled is not None
+        return (self._compiled if self.session.cache.full else self._velocity)(*args, **kwargs)
+
+
 def measure(
     session: Session,
     engines: list[str],
@@ -56,7 +95,8 @@ def measure(
     measured: Callable[[dict[str, Any]], None] = lambda card: None,
 ) -> dict[str, Any]:
     """The results of `session`: every engine of `engines` (``eager``, ``graphs``, ``compiled``, ``torch.compile``; with
-    `MERGED` behind its name in throughput mode), one after the other, over `steps` actions with a full cache.
+    `MERGED` behind its name in throughput mode), one after the other, over `steps` actions with a full cache. Each takes turns with
+    the eager one, which ``times_eager`` compares it with: machines have other things to do.
 
     An engine that cannot be had has the reason in its row, as ``failed``. measured: is given them after every engine.
     """
@@ -83,42 +123,20 @@ def measure(
     }
     work = _flops(session, progress)
     card |= {"tflop_per_action": work / 1e12, "load_average_after": None, "engines_asked": engines, "engines": {}}
+    switch = Engines(session, progress)
     for number, name in enumerate(engines, 1):
         try:
-            _switch(session, name, progress)
-            row = _measure(session, name, steps, progress)
+            row = _measure(switch, name, steps)
         except (DeviceError, RuntimeError) as error:  # what compilers and full memories raise; the other engines may do
             row = {"failed": (str(error).strip() or type(error).__name__).splitlines()[0][:300]}
             told = row["failed"]
         else:
             row["roof_share"] = work / (row["p50_ms"] / 1e3) / (card["matmul_peak_tflops"] * 1e12)
-            row["times_eager"] = card["engines"].get("eager", {}).get("p50_ms", row["p50_ms"]) / row["p50_ms"]
-            told = f"{row['frames_per_second']:.4g} frames/s, p50 {row['p50_ms']:.4g} ms, p95 {row['p95_ms']:.4g} ms an action"
+            told = f"{row['frames_per_second']:.4g} frames/s, {row['p50_ms']:.4g} ms an action, {row['times_eager']:.3g} x eager"
         card["engines"][name], card["load_average_after"] = row, _load()
         measured(card)
         progress.say(f"{number}/{len(engines)} {name}: {told}")
     return card
-
-
-def _switch(session: Session, engine: str, progress: Progress) -> None:
-    session.use_eager()
-    session.merge = engine.endswith(MERGED)
-    if engine == COMPILE:
-        plain = session.model.velocity
-        steady = torch.compile(plain, dynamic=False)
-
-        def velocity(*args: Any, **kwargs: Any) -> torch.Tensor:  # not compiled anew for every fill of the cache
-            return (steady if session.cache.full else plain)(*args, **kwargs)
-
-        session.model.velocity = velocity  # type: ignore[method-assign]
-        progress.say(f"{engine}: once the cache is full, compiling takes minutes")
-    elif not engine.startswith("eager"):
-        progress.say(f"{engine}: making the engine ready")
-        session.start_compile()
-        while session.poll_compile() == "building":
-            progress.still(f"{engine}: building, about a minute a pass, once")
-            time.sleep(0.2)
-        session.use_compiled()
 
 
 def _act(session: Session) -> tuple[float, float]:
@@ -159,27 +177,44 @@ def _fill(session: Session, name: str, progress: Progress) -> float:
     return first
 
 
-def _measure(session: Session, engine: str, steps: int, progress: Progress) -> dict[str, Any]:
-    device = session._device
+def _measure(engines: Engines, engine: str, steps: int) -> dict[str, Any]:
+    session, progress = engines.session, engines.progress
+    engines.prepare(engine)
+    engines.use(engine)
     progress.say(f"{engine}: warming up")
     for _ in range(2 if engine.startswith("graphs") else 1):  # what is compiled at the first use; what is captured at the second
         _fill(session, engine, progress)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if session.device == "cuda":
+        torch.cuda.reset_peak_memory_stats(session._device)
     first = _fill(session, engine, progress)
     progress.say(f"{engine}: timing {steps} actions")
-    pairs = []
-    for done in range(steps):
-        progress.still(f"{engine}: {done} of {steps} actions timed")
-        pairs.append(_act(session))
+    pairs, beside, turns = list[tuple[float, float]](), list[tuple[float, float]](), min(TURNS, steps)
+    for turn in range(turns):
+        count = steps // turns + (turn < steps % turns)
+        pairs += _turn(engines, engine, count)
+        progress.still(f"{engine}: {len(pairs)} of {steps} actions timed")
+        if engine != "eager":
+            beside += _turn(engines, "eager", -(-count // EAGER_SHARE))
     shown, whole = ([pair[i] * 1e3 for pair in pairs] for i in (0, 1))
     return {
         "frames_per_second": session.frames_per_action * steps / sum(whole) * 1e3,
         **{f"{name}_ms": value for name, value in percentiles(whole).items()},
         "action_to_frame_ms": statistics.median(shown),
         "first_frame_ms": first * 1e3,
-        "peak_memory_mb": _peak_memory_mb(device),
+        "times_eager": statistics.median(pair[1] for pair in beside or pairs) * 1e3 / statistics.median(whole),
+        "peak_memory_mb": _peak_memory_mb(session._device),
     }
+
+
+def _turn(engines: Engines, engine: str, count: int) -> list[tuple[float, float]]:
+    """So many actions; the one behind a change of engines is left out."""
+    engines.use(engine)
+    _act(engines.session)
+    pairs = []
+    for _ in range(count):
+        engines.progress.still(f"{engine}: still timing")
+        pairs.append(_act(engines.session))
+    return pairs
 
 
 def _peak_memory_mb(device: torch.device) -> float | None:
