@@ -29,8 +29,8 @@ COLUMNS = {  # of the card for people: key of a row -> (heading, format)
 }
 LEGEND = """
 p50, p95, p99: ms from one action to the next. to picture: ms from an action to its pictures. first: ms from the start of a play
-to its first dreamed picture. peak MiB: of the GPU's memory; on a CPU, of the process so far. of the roof: of matmul_peak_tflops.
-x eager: in turns with it."""
+to its first dreamed picture. peak MiB: of the GPU's memory (on a CPU: of the process), with what the engines above it have left
+there. of the roof: of matmul_peak_tflops. x eager: in turns with it."""
 
 
 def text(card: dict[str, Any]) -> str:

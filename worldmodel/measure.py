@@ -218,7 +218,7 @@ def _turn(engines: Engines, engine: str, count: int) -> list[tuple[float, float]
 
 
 def _peak_memory_mb(device: torch.device) -> float | None:
-    """MiB: of the GPU since the engine began, of the process in all on a CPU."""
+    """MiB: of the GPU since the engine began, what others keep there included; of the process in all on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_rss_mb()
 
 
