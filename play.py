@@ -143,7 +143,9 @@ def run_bench(flags: argparse.Namespace) -> int:
 
     out = flags.stats or Path("runs") / "bench.json"
     world = None if folder is None else str(folder)
-    return bench.run(world, flags.size, flags.device or "auto", flags.frames or 200, flags.compile == "on", flags.force, out)
+    wishes = {name: getattr(flags, name) for name in ("steps", "threads", "window")}
+    options = {"device": flags.device or "auto"} | {name: value for name, value in wishes.items() if value}
+    return bench.run(world, flags.size, options, flags.frames or 200, flags.compile == "on", flags.force, out)
 
 
 def start(flags: argparse.Namespace) -> int:

@@ -17,9 +17,10 @@ from tests.test_session import WALK
 from tests.test_video_session import held, open_video
 from worldmodel import frame_program
 from worldmodel.action import NOOP
+from worldmodel.compiled import _PassModule
 from worldmodel.diffusion import sample
 from worldmodel.errors import DeviceError
-from worldmodel.frame_program import FrameProgram, Given
+from worldmodel.frame_program import FrameProgram, Given, Passes
 from worldmodel.models.dit import DiT
 
 CASES = [{}, {"sink": 1}, {"chunk": 3, "window": 9}, {"camera": False}]
@@ -134,6 +135,31 @@ def test_throughput_mode_knows_actions(tmp_path, chunk):
     assert merged._pending is not None  # the next step commits it, or whoever needs the cache whole
     merged.snapshot()
     assert merged._pending is None
+
+
+@pytest.mark.parametrize("case", [{}, {"sink": 1}, {"chunk": 3, "frames": 3}], ids=str)
+def test_throughput_mode_dreams_the_same_with_the_passes_that_are_compiled(tmp_path, case):
+    """What is compiled is run as it is here: with a cache that is full from the start, and with one that fills while it plays."""
+    apart, merged = (chunky(tmp_path / name, **({"chunk": 1} | case)) for name in ("apart", "merged"))
+    one = _PassModule(merged.model, merged.cache.chunk * merged.cache.tokens)
+    calls: list[int] = []
+    merged._program.compiled = Passes(one, lambda *args: (calls.append(len(args)), one(*args))[1])
+    merged.merge = True
+    pairs = zip(rooms_rollout(apart), rooms_rollout(merged), strict=True)
+    assert max(int(np.abs(a.astype(int) - b).max()) for a, b in pairs) <= 1
+    merged._settle()
+    apart._settle()
+    past = slice(0, apart.cache.past * apart.cache.tokens)
+    torch.testing.assert_close(merged.cache.store[..., past, :], apart.cache.store[..., past, :], atol=1e-4, rtol=1e-4)
+    assert len(calls) >= 12 and set(calls) == {8}  # all but the first frames, whose cache is not full or who have none before them
+
+
+def test_a_compiled_engine_that_was_built_without_merging_commits_apart(tmp_path):
+    session = chunky(tmp_path, 1)
+    session.merge, session._program.compiled = True, Passes(_PassModule(session.model, session.cache.tokens))
+    session.step(WALK)
+    session.finish()
+    assert session._pending is None and session.cache.full
 
 
 def test_throughput_mode_is_part_of_a_replay(tiny_world, tmp_path, capsys):

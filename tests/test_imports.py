@@ -53,7 +53,7 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
         {"torch"},
     ),
     "worldmodel.frame_program": (BOTTOM | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime"}, {"torch"}),
-    "worldmodel.threads": (BOTTOM, set()),
+    "worldmodel.threads": (BOTTOM, {"numpy"}),
     "worldmodel.screen": (BOTTOM | {"worldmodel.runtime"}, {"torch", "numpy"}),
     "worldmodel.dream": (
         BOTTOM
@@ -62,10 +62,15 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     ),
     "worldmodel.bench": (
         BOTTOM
-        | {"worldmodel", "worldmodel.models", "worldmodel.runtime", "worldmodel.session", "worldmodel.video_session"}
+        | {"worldmodel", "worldmodel.runtime", "worldmodel.session", "worldmodel.measure", "worldmodel.random_video"}
         | {"worldmodel.game"},
+        set(),
+    ),
+    "worldmodel.measure": (
+        BOTTOM | {"worldmodel.runtime", "worldmodel.session", "worldmodel.video_session", "worldmodel.game"},
         {"torch"},
     ),
+    "worldmodel.random_video": (BOTTOM | {"worldmodel.runtime", "worldmodel.models", "worldmodel.video_session"}, {"torch"}),
     "worldmodel.session": (
         BOTTOM
         | {"worldmodel.frame_program", "worldmodel.dream", "worldmodel.threads"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.models.kv_cache import FrozenCache, KVCache
+from worldmodel.models.kv_cache import FrozenCache, FrozenMergedCache, KVCache, MergedCache
 
 TOKENS, LAYERS = 3, 2
 
@@ -156,6 +156,26 @@ def test_a_pass_against_the_frozen_store_sees_and_leaves_what_one_against_the_ca
     cache.commit()
     other.commit()
     assert torch.equal(cache.store, other.store)
+
+
+@pytest.mark.parametrize("chunk, sink", [(1, 0), (1, 2), (2, 1)])
+def test_a_merged_pass_against_the_frozen_store_gives_and_leaves_what_one_against_the_cache_does(chunk: int, sink: int) -> None:
+    torch.manual_seed(3)
+    cache, other = (make(sink + 3 * chunk + 1, chunk, sink) for _ in range(2))
+    while not cache.full:
+        look(cache, chunk)
+        cache.commit()
+    for _ in range(3):  # wherever the ring is
+        other.restore(cache.snapshot())
+        merged, before = MergedCache(cache, cache.rows()), other.store.clone()
+        frozen = FrozenMergedCache(other.store, chunk * TOKENS, other.rows())
+        for layer in range(LAYERS):
+            q, k, v = torch.randn(3, 1, 2, 2 * chunk * TOKENS, 4)
+            assert torch.equal(merged.attend(layer, q, k, v, False), frozen.attend(layer, q, k, v, False))
+        assert torch.equal(other.store.nan_to_num(7.0), before.nan_to_num(7.0))
+        MergedCache(other, other.rows()).write(frozen.fresh())
+        assert torch.equal(cache.store.nan_to_num(7.0), other.store.nan_to_num(7.0))
+        cache.advance()
 
 
 def test_a_window_too_small_is_refused() -> None:

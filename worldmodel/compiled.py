@@ -1,8 +1,10 @@
-"""One denoising pass, compiled ahead of time into a library that is kept between runs.
+"""Denoising passes, compiled ahead of time into libraries that are kept between runs: the pass over one chunk, and for throughput
+mode the pass that also commits the chunk before.
 
 The build runs in a process of its own at low priority (`python -m worldmodel.compiled ...`), so that a game in eager mode keeps its
-rate meanwhile; loading a finished build takes milliseconds, no tracing, and nothing of torch's compiler. A build is valid for one
-world, code, dtype, thread count, torch version and kind of CPU: all are part of its file name, how many cores there are is not.
+rate meanwhile; loading a finished build takes milliseconds, no tracing, and nothing of torch's compiler. A build is one pass, valid
+for one world, code, dtype, thread count, torch version and kind of CPU: all are part of its file name, how many cores there are is
+not.
 """
 
 from __future__ import annotations
@@ -21,25 +23,33 @@ from torch import Tensor, nn
 from worldmodel import runtime
 from worldmodel.checkpoint import LoadedWorld, load_world
 from worldmodel.errors import DeviceError, WorldModelError
-from worldmodel.frame_program import Pass
+from worldmodel.frame_program import Pass, Passes
 from worldmodel.models.attention import AttentionContext, Layout
 from worldmodel.models.dit import DiT
-from worldmodel.models.kv_cache import CacheSnapshot, FrozenCache
+from worldmodel.models.kv_cache import CacheSnapshot, FrozenCache, FrozenMergedCache
 
 
 class _PassModule(nn.Module):
-    """`DiT.velocity` against a full cache, as a function: nothing but its arguments is read, and nothing is written."""
+    """`DiT.velocity` against a full cache, as a function: nothing but its arguments is read, and nothing is written. See `Pass`."""
 
     def __init__(self, model: DiT, tokens: int) -> None:
         super().__init__()
         self.model, self.tokens = model, tokens
 
     def forward(
-        self, noisy: Tensor, level: Tensor, actions: Tensor, cos: Tensor, sin: Tensor, store: Tensor
+        self,
+        noisy: Tensor,
+        level: Tensor,
+        actions: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        store: Tensor,
+        clean: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        past = FrozenCache(store, self.tokens)
+        past = FrozenCache(store, self.tokens) if rows is None else FrozenMergedCache(store, self.tokens, rows)
         condition = self.model.condition(level, self.model.action(actions) if self.model.action is not None else None)
-        return self.model.velocity(noisy, condition, AttentionContext(cos, sin, cache=past)), past.fresh()
+        return self.model.velocity(noisy, condition, AttentionContext(cos, sin, cache=past), clean=clean), past.fresh()
 
 
 def cache_folder() -> Path:
@@ -50,14 +60,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "worldmodel"
 
 
-def build_path(world: LoadedWorld, device: torch.device, dtype: torch.dtype, threads: int) -> Path:
-    """File of the build for these conditions, existing or not."""
+def build_path(world: LoadedWorld, device: torch.device, dtype: torch.dtype, threads: int, merged: bool = False) -> Path:
+    """File of the build for these conditions, existing or not. merged: of the pass that commits the chunk before."""
     here = Path(__file__)
     files = (p for folder in ("models", "kernels") for p in sorted((here.parent / folder).glob("*.py")))
     source = b"".join(p.read_bytes() for p in (here, *files))
     chip = runtime.cpu_name(), runtime.cpu_arithmetic()
     facts = (world.weights_hash, world.config.to_json(), str(dtype), device.type, chip, threads, torch.__version__, source)
-    return cache_folder() / f"{world.config.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.pt2"
+    kind = "-merged" if merged else ""
+    return cache_folder() / f"{world.config.name}{kind}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.pt2"
 
 
 def load_build(path: Path) -> Pass | None:
@@ -77,37 +88,41 @@ def load_build(path: Path) -> Pass | None:
     return run
 
 
-def start_build(world_folder: Path, path: Path, device: torch.device, dtype: torch.dtype, threads: int) -> subprocess.Popen[str]:
+def start_build(
+    world_folder: Path, path: Path, device: torch.device, dtype: torch.dtype, threads: int, merged: bool = False
+) -> subprocess.Popen[str]:
     """Build `path` in another process. Its exit status is 0 when `path` is there; the last line it printed says what went wrong."""
     command = [sys.executable, "-m", "worldmodel.compiled", str(world_folder), str(path)]
     command += ["--device", device.type, "--dtype", str(dtype).removeprefix("torch."), "--threads", str(threads)]
+    command += ["--merged"] if merged else []
     root = str(Path(__file__).resolve().parents[1])
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
 
 class Compiler:
-    """The compiled pass of one world under given conditions: kept from an earlier run, or built in the background.
+    """The compiled passes of one world under given conditions: kept from earlier runs, or built in the background.
 
-    state: ``off``, ``building``, ``ready``, ``slower`` or ``failed: reason``. ready: the pass, once there is one.
+    state: ``off``, ``building``, ``ready``, ``slower`` or ``failed: reason``. ready: the passes, once they are there.
     """
 
     def __init__(self, world: LoadedWorld, folder: Path, device: torch.device, dtype: torch.dtype, threads: int) -> None:
         self._folder, self._device, self._dtype, self._threads = folder, device, dtype, threads
-        self._path = build_path(world, device, dtype, threads)
+        self._paths = {merged: build_path(world, device, dtype, threads, merged) for merged in (False, True)}
+        self._wanted: tuple[bool, ...] = (False,)
+        self._loaded: dict[bool, Pass] = {}
         self._building: subprocess.Popen[str] | None = None
         self.state = "off"
-        self.ready: Pass | None = None
+        self.ready: Passes | None = None
 
-    def start(self) -> None:
-        """Load the build if an earlier run left one, else start building it; does nothing the second time."""
-        if self.state != "off":
-            return
-        if self._path.is_file():
-            self._load()
-        else:
-            self._building = start_build(self._folder, self._path, self._device, self._dtype, self._threads)
-            self.state = "building"
+    def start(self, merge: bool = False) -> None:
+        """Load what earlier runs built, start building the rest; does nothing the second time, unless merging is a new wish.
+
+        merge: with the pass that merges.
+        """
+        if self.state == "off" or (self.state == "ready" and merge and self.ready is not None and self.ready.merged is None):
+            self._wanted = (False, True) if merge else (False,)
+            self._go_on()
 
     def poll(self) -> str:
         """The state now."""
@@ -116,8 +131,8 @@ class Compiler:
         return self.state
 
     def wait(self) -> None:
-        """Block until the pass is ready. Raises DeviceError if it could not be built."""
-        if self._building is not None:
+        """Block until the passes are ready. Raises DeviceError if one could not be built."""
+        while self._building is not None:
             self._end()
         if self.state != "ready":
             raise DeviceError(f"the engine could not be compiled ({self.state}): play with --compile off")
@@ -136,17 +151,27 @@ class Compiler:
         if failed:
             self.state = f"failed: {(output.strip().splitlines() or ['no reason given'])[-1][:200]}"
         else:
-            self._load()
+            self._go_on()
 
-    def _load(self) -> None:
-        try:
-            self.ready, self.state = load_build(self._path), "ready"
-        except DeviceError as error:
-            self.state = f"failed: {error}"
+    def _go_on(self) -> None:
+        """Load the passes that are wanted, up to one that is still to be built."""
+        for merged in self._wanted:
+            path = self._paths[merged]
+            try:
+                found = self._loaded.get(merged) or load_build(path)
+            except DeviceError as error:
+                self.state = f"failed: {error}"
+                return
+            if found is None:
+                self._building = start_build(self._folder, path, self._device, self._dtype, self._threads, merged)
+                self.state = "building"
+                return
+            self._loaded[merged] = found
+        self.ready, self.state = Passes(self._loaded[False], self._loaded.get(True)), "ready"
 
 
-def build(world: LoadedWorld, path: Path, device: torch.device, dtype: torch.dtype, threads: int) -> None:
-    """Compile one pass of `world` and store it in `path`, whole or not at all."""
+def build(world: LoadedWorld, path: Path, device: torch.device, dtype: torch.dtype, threads: int, merged: bool = False) -> None:
+    """Compile one pass of `world` (merged: the one that commits the chunk before, too) and store it, whole or not at all."""
     torch.set_num_threads(threads)
     config = world.config
     model = world.build()[0].to(device, dtype)
@@ -154,12 +179,14 @@ def build(world: LoadedWorld, path: Path, device: torch.device, dtype: torch.dty
     cache = model.make_cache((height, width), sampler.window, sampler.chunk, sampler.sink)
     cache.restore(CacheSnapshot(cache.store, sampler.window))  # a full ring: the shape of steady play
     noisy = torch.zeros(1, sampler.chunk, channels, height, width, device=device, dtype=dtype)
-    sigma = torch.ones(1, sampler.chunk, device=device)
-    actions = torch.zeros(1, sampler.chunk, config.actions.width, device=device, dtype=dtype)
+    frames = 2 * sampler.chunk if merged else sampler.chunk
+    sigma = torch.ones(1, frames, device=device)
+    actions = torch.zeros(1, frames, config.actions.width, device=device, dtype=dtype)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ctx = model.context(noisy.shape, device, Layout.bidirectional(), cache=cache)
-        arguments = (noisy, model.level(sigma), actions, ctx.cos, ctx.sin, cache.store)
+        ctx = model.context((1, frames, *noisy.shape[2:]), device, Layout.bidirectional(), cache=cache)
+        arguments: tuple[Tensor, ...] = (noisy, model.level(sigma), actions, ctx.cos, ctx.sin, cache.store)
+        arguments += (torch.zeros_like(noisy), cache.rows().to(device)) if merged else ()
         program = torch.export.export(_PassModule(model, sampler.chunk * cache.tokens), arguments, strict=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.stem}.{os.getpid()}.tmp.pt2")
@@ -176,11 +203,13 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--merged", action="store_true")
     args = parser.parse_args()
     if hasattr(os, "nice"):
         os.nice(10)
+    place, dtype = torch.device(args.device), getattr(torch, args.dtype)
     try:
-        build(load_world(args.world), args.out, torch.device(args.device), getattr(torch, args.dtype), args.threads)
+        build(load_world(args.world), args.out, place, dtype, args.threads, args.merged)
     except (WorldModelError, RuntimeError, OSError) as error:
         print(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}")
         return 1

@@ -29,8 +29,7 @@ class Dream:
 
     engine: ``eager``; ``graphs`` (the same passes as CUDA graphs) on an NVIDIA GPU, ``compiled`` elsewhere, once adopted.
     merge: throughput mode, in which a chunk is committed by the first pass of the next one instead of by `finish`: fewer and larger
-    products, but the commit then lies between an action and its picture. The maths is the same, the order of rounding is not. The
-    compiled engine does not merge.
+    products, but the commit then lies between an action and its picture. The maths is the same, the order of rounding is not.
     """
 
     frames_per_action: int
@@ -149,9 +148,12 @@ class Dream:
         return self._state if self._compiler is None else self._compiler.state
 
     def start_compile(self) -> None:
-        """Load the compiled engine if an earlier run built it, else start building it in the background; see `compile_state`."""
+        """Load the compiled engine if an earlier run built it, else start building it in the background; see `compile_state`.
+
+        In throughput mode it is an engine that merges, which takes two builds.
+        """
         if self._compiler is not None:
-            self._compiler.start()
+            self._compiler.start(self.merge and self.cache.mergeable)
 
     def poll_compile(self) -> str:
         """State of the other engine: ``off``, ``building``, ``ready``, ``slower``, ``failed: reason``; empty where there is none.

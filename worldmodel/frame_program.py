@@ -25,15 +25,24 @@ from worldmodel.models.dit import Condition, DiT, TextStates
 from worldmodel.models.kv_cache import KVCache, MergedCache
 from worldmodel.runtime import capture_graph, upload
 
-Pass = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Pass = Callable[..., tuple[Tensor, Tensor]]
 """A compiled pass against a full cache: (noisy, level, actions, cos, sin, cache store) -> velocity, and what `KVCache.write` takes.
-level: `DiT.level`."""
+level: `DiT.level`. One that merges is also given (..., finished chunk, `KVCache.rows`): level, actions, cos and sin are of both
+chunks then, and the second result is what `MergedCache.write` takes."""
 
 Levels = tuple[float, float]
 """The noise level of a pass, and the one it steps down to."""
 
 Step = Callable[[Tensor, Levels], Tensor]
 """A pass with everything but its latents and its noise levels given -> velocity."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The compiled passes of a world: over one chunk, and the one that merges; None where that was not asked for."""
+
+    single: Pass
+    merged: Pass | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +78,7 @@ class FrameProgram:
 
     def __init__(self, model: DiT, cache: KVCache, sampler: SamplerConfig) -> None:
         self.capture = False  # run as CUDA graphs; a CUDA device is needed
-        self.compiled: Pass | None = None  # in place of the network's own pass, where the cache is full
+        self.compiled: Passes | None = None  # in place of the network's own pass, where the cache is full
         self._model, self._cache, self._kind, self._context = model, cache, sampler.kind, (sampler.context_sigma,) * 2
         self._device = cache.store.device
         self._buffers: dict[str, Tensor] = {}
@@ -88,8 +97,9 @@ class FrameProgram:
 
     @property
     def can_merge(self) -> bool:
-        """Whether `denoise` can commit the chunk before: a compiled pass is of one chunk."""
-        return self._cache.mergeable and not (self.compiled is not None and self._cache.full)
+        """Whether `denoise` can commit the chunk before."""
+        lacks = self.compiled is not None and self.compiled.merged is None and self._cache.full
+        return self._cache.mergeable and not lacks
 
     def denoise(
         self,
@@ -173,22 +183,7 @@ class FrameProgram:
     def _stage(self, shape: Sequence[int], given: Given) -> Callable[[], Iterator[Step]]:
         """Fill the buffers for passes over one chunk -> what begins a run over them."""
         ctx, actions = self._fill(shape, given, "")
-
-        def begin() -> Iterator[Step]:
-            compiled = self.compiled if self._cache.full else None
-            action = None if compiled is not None else self._embed(actions)
-
-            def step(x: Tensor, pair: Levels) -> Tensor:
-                if compiled is None:
-                    return self._model.velocity(x, self._condition((pair,), action), ctx, self._text)
-                assert actions is not None, "worlds that are compiled have actions"
-                velocity, fresh = compiled(x, self._levels[pair].e, actions, ctx.cos, ctx.sin, self._cache.store)
-                self._cache.write(fresh)
-                return velocity
-
-            return repeat(step)
-
-        return begin
+        return lambda: repeat(self._pass(ctx, self._cache, actions))
 
     def _stage_merged(self, finished: Finished, given: Given) -> Callable[[], Iterator[Step]]:
         """As `_stage`, for a first pass over [finished chunk | this one] and later ones over this one."""
@@ -197,22 +192,34 @@ class FrameProgram:
         merged = MergedCache(self._cache, self._put("rows", self._cache.rows()))
         cos, sin = (table.chunk(2)[1] for table in (both.cos, both.sin))
         cameras = None if both.cameras is None else (both.cameras[0][:, frames:], both.cameras[1][:, frames:])
-        own = AttentionContext(cos, sin, cameras, cache=merged.after)
+        own, own_actions = AttentionContext(cos, sin, cameras), None if actions is None else actions[:, frames:]
 
         def begin() -> Iterator[Step]:
-            action = self._embed(actions)
-
-            def first(x: Tensor, pair: Levels) -> Tensor:
-                condition = self._condition((self._context, pair), action)
-                return self._model.velocity(x, condition, replace(both, cache=merged), self._text, clean)
-
-            def later(x: Tensor, pair: Levels) -> Tensor:
-                condition = self._condition((pair,), None if action is None else action[:, frames:])
-                return self._model.velocity(x, condition, own, self._text)
-
-            return chain((first,), repeat(later))
+            first = self._pass(both, merged, actions, clean)
+            return chain((first,), repeat(self._pass(own, merged.after, own_actions)))
 
         return begin
+
+    def _pass(
+        self, ctx: AttentionContext, cache: KVCache | MergedCache, actions: Tensor | None, clean: Tensor | None = None
+    ) -> Step:
+        """A pass against `cache` under what is in the buffers `ctx` and `actions`: over one chunk, or over [clean | that chunk]."""
+        before = () if clean is None else (self._context,)
+        if self.compiled is None or not cache.full:
+            ctx, action = replace(ctx, cache=cache), self._embed(actions)
+            return lambda x, pair: self._model.velocity(x, self._condition((*before, pair), action), ctx, self._text, clean)
+        assert actions is not None, "worlds that are compiled have actions"
+        run, more = self.compiled.single, tuple[Tensor, ...]()
+        if isinstance(cache, MergedCache):
+            assert self.compiled.merged is not None and clean is not None
+            run, more = self.compiled.merged, (clean, cache.rows)
+
+        def step(x: Tensor, pair: Levels) -> Tensor:
+            velocity, fresh = run(x, self._level((*before, pair)), actions, ctx.cos, ctx.sin, cache.store, *more)
+            cache.write(fresh)
+            return velocity
+
+        return step
 
     def _fill(self, shape: Sequence[int], given: Given, prefix: str) -> tuple[AttentionContext, Tensor | None]:
         """Copy what passes over latents of `shape` depend on, the latents left out, into buffers -> these."""
@@ -224,18 +231,22 @@ class FrameProgram:
             cameras = self._put(f"{prefix}camera", made.cameras[0]), self._put(f"{prefix}camera inverse", made.cameras[1])
         actions = None if given.actions is None else self._put(f"{prefix}actions", given.actions)
         self._stage_text(given.text)
-        return AttentionContext(cos, sin, cameras, cache=self._cache), actions
+        return AttentionContext(cos, sin, cameras), actions
 
     def _embed(self, actions: Tensor | None) -> Tensor | None:
         return None if self._model.action is None else self._model.action(actions)
 
     def _condition(self, pairs: Sequence[Levels], action: Tensor | None) -> Condition:
         """Of one chunk, or of several in a row. Without actions all of it is known beforehand."""
-        known = [self._levels[pair] for pair in pairs]
-        e = known[0].e if len(known) == 1 else torch.cat([level.e for level in known], dim=1)
         if action is not None:
-            return self._model.condition(e, action)
-        return known[0] if len(known) == 1 else Condition(e, torch.cat([level.modulation for level in known], dim=1))
+            return self._model.condition(self._level(pairs), action)
+        known = [self._levels[pair] for pair in pairs]
+        return known[0] if len(known) == 1 else Condition(self._level(pairs), torch.cat([one.modulation for one in known], dim=1))
+
+    def _level(self, pairs: Sequence[Levels]) -> Tensor:
+        """What the network makes of the noise levels of one chunk, or of several in a row."""
+        known = [self._levels[pair].e for pair in pairs]
+        return known[0] if len(known) == 1 else torch.cat(known, dim=1)
 
     def _stage_text(self, text: TextStates | None) -> None:
         """Text states are large: they are copied when the prompt has changed, not every frame."""

@@ -10,8 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import numpy as np
+
 FIRST = 32  # steps after a measurement that say how long steps take when all is well
-SPAN = 2.0  # s of steps whose 95th percentile is watched
+SPAN, MOST = 2.0, 95  # s of steps that are watched, and the percentile of their times that counts
 WORSE, WELL = 1.5, 1.2  # times as long as at first: slow from the one on, well again only below the other
 LASTING = 5.0  # s that steps must be slow
 REST, LONGEST_REST = 10.0, 640.0  # s between measurements; doubled whenever one changed nothing
@@ -43,19 +45,15 @@ class ThreadWatch:
         now = self._clock()
         if len(self._first) < FIRST:
             self._first.append(seconds)
-            self._usual = _p95(self._first)
+            self._usual = float(np.percentile(self._first, MOST))
             return False
         self._recent.append((now, seconds))
         while self._recent[0][0] < now - SPAN:
             self._recent.popleft()
-        share = _p95([s for _, s in self._recent]) / self._usual
+        share = np.percentile([s for _, s in self._recent], MOST) / self._usual
         if share < WELL:
             self._slow_since = None
         elif share > WORSE and self._slow_since is None:
             self._slow_since = now
         slow = self._slow_since is not None and now - self._slow_since >= LASTING
         return (slow or self._count < self._most) and now - self._measured >= self._rest
-
-
-def _p95(values: list[float]) -> float:
-    return sorted(values)[int(0.95 * (len(values) - 1))]

@@ -14,7 +14,7 @@ import torch
 
 from tests.benchmarks.kernel_jobs import JOBS, Job
 from tests.benchmarks.timing import measure
-from worldmodel.kernels.triton_ring import Tiles
+from worldmodel.kernels.triton_tiles import Tiles
 
 SHOWN = 4
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from worldmodel.kernels.triton_tiles import load_tile, softmax_start, softmax_step
+
 
 @triton.jit
 def chunk_of(frame, frames, CHUNK: tl.constexpr, FIRST: tl.constexpr):
@@ -76,29 +78,12 @@ def edge_block(
 
 
 @triton.jit
-def load_tile(base, start, stride, offset, inside, valid, MASKED: tl.constexpr):
-    """Rows start + offset of a (tokens, E) matrix; with MASKED those that are not `valid` are zero."""
-    at = base + start.to(tl.int64) * stride + offset
-    if MASKED:
-        return tl.load(at, valid[:, None] & inside[None], other=0.0)
-    return tl.load(at, inside[None], other=0.0)
-
-
-@triton.jit
-def block_step(q, k, v, acc, top, total, scale, visible, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """One block of keys into the online softmax. A masked block may hide all keys from a row that has seen none yet."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    if MASKED:
-        scores = tl.where(visible, scores, float("-inf"))
-    best = tl.maximum(top, tl.max(scores, 1))
-    base = best
-    if MASKED:
-        base = tl.where(best == float("-inf"), 0.0, best)
-    weights = tl.math.exp2(scores - base[:, None])
-    keep = tl.math.exp2(top - base)
-    total = total * keep + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(v.dtype), v, acc * keep[:, None], input_precision=PRECISION)
-    return acc, best, total
+def half_tile(tile, half_tokens, ROWS: tl.constexpr):
+    """Of a tile, counted over both halves: whether it is noisy, its rows in its half, their tokens, and which of them exist."""
+    tiles = tl.cdiv(half_tokens, ROWS)
+    noisy = tile >= tiles
+    row = (tile % tiles) * ROWS + tl.arange(0, ROWS)
+    return noisy, row, (row + tl.where(noisy, half_tokens, 0)).to(tl.int64), row < half_tokens
 
 
 @triton.jit(do_not_specialize=["frames"])
@@ -137,15 +122,12 @@ def block_forward_kernel(
 ):
     """Program (tile of one half, batch x head). Writes the result and the base-2 log-sum-exp (B,N,Q) for the backward pass."""
     half_tokens = frames * TOKENS
-    tiles = tl.cdiv(half_tokens, ROWS)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # late frames see most: they start first
     pair = tl.program_id(1).to(tl.int64)
     batch, head = pair // heads, pair % heads
-    noisy = tile >= tiles
-    row = (tile % tiles) * ROWS + tl.arange(0, ROWS)
+    noisy, row, token, live = half_tile(tile, half_tokens, ROWS)
     col, e = tl.arange(0, COLS), tl.arange(0, WIDTH)
-    live, inside = row < half_tokens, e < HEAD
-    token = (row + tl.where(noisy, half_tokens, 0)).to(tl.int64)
+    inside = e < HEAD
     q_tile = tl.load(q + batch * q_b + head * q_n + token[:, None] * q_s + e[None], live[:, None] & inside[None], other=0.0)
     sink, low, high, own, own_end = query_runs(row, noisy, frames, TOKENS, CHUNK, FIRST, REACH, SINK)
     begin, ahead, free, tail = run_blocks(low, high, COLS)
@@ -153,14 +135,12 @@ def block_forward_kernel(
     sinks = tl.cdiv(tl.max(sink, 0), COLS)
     k_base, v_base = k + batch * k_b + head * k_n, v + batch * v_b + head * v_n
     k_offset, v_offset = col[:, None] * k_s + e[None], col[:, None] * v_s + e[None]
-    acc = tl.zeros([ROWS, WIDTH], tl.float32)
-    top = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
+    acc, top, total = softmax_start(ROWS, WIDTH)
     for i in range(0, free + own_free):
         start = free_block(i, begin, ahead, free, own_begin, own_ahead, COLS)
         k_tile = load_tile(k_base, start, k_s, k_offset, inside, None, False)
         v_tile = load_tile(v_base, start, v_s, v_offset, inside, None, False)
-        acc, top, total = block_step(q_tile, k_tile, v_tile, acc, top, total, scale, None, False, PRECISION)
+        acc, top, total = softmax_step(q_tile, k_tile, v_tile, acc, top, total, scale, None, False, False, PRECISION)
     for i in range(0, ahead + tail + own_ahead + own_tail + sinks):
         start, since, until = edge_block(
             i, begin, ahead, free, tail, low, high, own_begin, own_ahead, own_free, own_tail, own, own_end, sink, COLS
@@ -169,7 +149,7 @@ def block_forward_kernel(
         k_tile = load_tile(k_base, start, k_s, k_offset, inside, at < half_tokens * HALVES, True)
         v_tile = load_tile(v_base, start, v_s, v_offset, inside, at < half_tokens * HALVES, True)
         visible = (at[None] >= since[:, None]) & (at[None] < until[:, None])
-        acc, top, total = block_step(q_tile, k_tile, v_tile, acc, top, total, scale, visible, True, PRECISION)
+        acc, top, total = softmax_step(q_tile, k_tile, v_tile, acc, top, total, scale, visible, True, True, PRECISION)
     acc = acc / total[:, None]
     at = out + batch * o_b + head * o_n + token[:, None] * o_s + e[None]
     tl.store(at, acc.to(out.dtype.element_ty), live[:, None] & inside[None])

@@ -11,7 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from worldmodel.kernels.triton_blocks import chunk_of, edge_block, free_block, load_tile, query_runs, run_blocks
+from worldmodel.kernels.triton_blocks import chunk_of, edge_block, free_block, half_tile, query_runs, run_blocks
+from worldmodel.kernels.triton_tiles import load_float, load_tile
 
 
 @triton.jit
@@ -50,8 +51,8 @@ def block_delta_kernel(out, grad, delta, queries, heads, o_b, o_n, o_s, g_b, g_n
     batch, head = pair // heads, pair % heads
     row, e = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
     inside = (row < queries)[:, None] & (e < HEAD)[None]
-    a = tl.load(out + batch * o_b + head * o_n + row[:, None] * o_s + e[None], inside, other=0.0).to(tl.float32)
-    b = tl.load(grad + batch * g_b + head * g_n + row[:, None] * g_s + e[None], inside, other=0.0).to(tl.float32)
+    a = load_float(out + batch * o_b + head * o_n + row[:, None] * o_s + e[None], inside)
+    b = load_float(grad + batch * g_b + head * g_n + row[:, None] * g_s + e[None], inside)
     tl.store(delta + pair * queries + row, tl.sum(a * b, 1), row < queries)
 
 
@@ -109,14 +110,11 @@ def block_keys_kernel(
 ):
     """Program (tile of keys of one half, batch x head); dk and dv have the same strides."""
     half_tokens = frames * TOKENS
-    tiles = tl.cdiv(half_tokens, ROWS)
     tile, pair = tl.program_id(0), tl.program_id(1).to(tl.int64)  # early frames are seen by most: they start first
     batch, head = pair // heads, pair % heads
-    noisy = tile >= tiles
-    row = (tile % tiles) * ROWS + tl.arange(0, ROWS)
+    noisy, row, token, live = half_tile(tile, half_tokens, ROWS)
     col, e = tl.arange(0, COLS), tl.arange(0, WIDTH)
-    live, inside = row < half_tokens, e < HEAD
-    token = (row + tl.where(noisy, half_tokens, 0)).to(tl.int64)
+    inside = e < HEAD
     mine = live[:, None] & inside[None]
     k_tile = tl.load(k + batch * k_b + head * k_n + token[:, None] * k_s + e[None], mine, other=0.0)
     v_tile = tl.load(v + batch * v_b + head * v_n + token[:, None] * v_s + e[None], mine, other=0.0)
@@ -201,15 +199,12 @@ def block_queries_kernel(
 ):
     """Program (tile of queries of one half, batch x head): the forward pass's walk over keys."""
     half_tokens = frames * TOKENS
-    tiles = tl.cdiv(half_tokens, ROWS)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     pair = tl.program_id(1).to(tl.int64)
     batch, head = pair // heads, pair % heads
-    noisy = tile >= tiles
-    row = (tile % tiles) * ROWS + tl.arange(0, ROWS)
+    noisy, row, token, live = half_tile(tile, half_tokens, ROWS)
     col, e = tl.arange(0, COLS), tl.arange(0, WIDTH)
-    live, inside = row < half_tokens, e < HEAD
-    token = (row + tl.where(noisy, half_tokens, 0)).to(tl.int64)
+    inside = e < HEAD
     mine = live[:, None] & inside[None]
     q_tile = tl.load(q + batch * q_b + head * q_n + token[:, None] * q_s + e[None], mine, other=0.0)
     g_tile = tl.load(grad + batch * g_b + head * g_n + token[:, None] * g_s + e[None], mine, other=0.0)

@@ -17,7 +17,7 @@ from worldmodel.kernels.block_attention import FrameRule
 from worldmodel.kernels.triton_blocks import block_forward_kernel
 from worldmodel.kernels.triton_blocks_grad import block_delta_kernel, block_keys_kernel, block_queries_kernel
 from worldmodel.kernels.triton_launch import LOG2E, capability, launch, precision, strides
-from worldmodel.kernels.triton_ring import Tiles
+from worldmodel.kernels.triton_tiles import Tiles
 
 
 @lru_cache(maxsize=16)

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from worldmodel.kernels.triton_launch import launch, strides
+from worldmodel.kernels.triton_tiles import load_float
 
 
 @triton.jit
@@ -18,11 +19,11 @@ def qk_row(x, gain, out, cos, sin, token, eps, o_n, DIM: tl.constexpr, HEAD: tl.
     """One token's row of D values: normalised, rotated pair by pair, its heads written `o_n` apart."""
     pair = tl.arange(0, PAIRS)
     inside = pair < DIM // 2
-    even = tl.load(x + 2 * pair, inside, other=0.0).to(tl.float32)
-    odd = tl.load(x + 2 * pair + 1, inside, other=0.0).to(tl.float32)
+    even = load_float(x + 2 * pair, inside)
+    odd = load_float(x + 2 * pair + 1, inside)
     scale = tl.rsqrt(tl.sum(even * even + odd * odd, 0) / DIM + eps)
-    even = even * scale * tl.load(gain + 2 * pair, inside, other=0.0).to(tl.float32)
-    odd = odd * scale * tl.load(gain + 2 * pair + 1, inside, other=0.0).to(tl.float32)
+    even = even * scale * load_float(gain + 2 * pair, inside)
+    odd = odd * scale * load_float(gain + 2 * pair + 1, inside)
     turn = token * (HEAD // 2) + pair % (HEAD // 2)
     c, s = tl.load(cos + turn, inside, other=0.0), tl.load(sin + turn, inside, other=0.0)
     both = tl.interleave(even * c - odd * s, even * s + odd * c)

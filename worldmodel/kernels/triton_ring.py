@@ -8,7 +8,6 @@ Shapes: B batch, N heads, Q query and K key tokens, E head width, P parts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -17,19 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from worldmodel.kernels.triton_launch import LOG2E, capability, launch, multiprocessors, precision, strides
+from worldmodel.kernels.triton_tiles import Tiles, softmax_start, softmax_step
 
 SETUP = 2  # what starting and ending a part costs, in key blocks
 MAX_PARTS = 32
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Queries and keys a program holds at a time, its warps and its pipeline depth."""
-
-    rows: int
-    cols: int
-    warps: int
-    stages: int
 
 
 @lru_cache(maxsize=64)
@@ -52,20 +42,6 @@ def plan_parts(tiles: int, blocks: int, slots: int) -> int:
         waves = -(-tiles * parts // slots)
         costs[parts] = waves * (-(-blocks // parts) + SETUP) + (SETUP if parts > 1 else 0)
     return min(costs, key=lambda parts: (costs[parts], parts))
-
-
-@triton.jit
-def ring_step(q, k, v, acc, top, total, scale, valid, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """One block of keys into the online softmax: acc (M,E) unnormalised, top and total (M,) of base-2 scores."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    if MASKED:
-        scores = tl.where(valid, scores, float("-inf"))
-    best = tl.maximum(top, tl.max(scores, 1))
-    weights = tl.math.exp2(scores - best[:, None])
-    keep = tl.math.exp2(top - best)
-    total = total * keep + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(v.dtype), v, acc * keep[:, None], input_precision=PRECISION)
-    return acc, best, total
 
 
 @triton.jit(do_not_specialize=["queries", "keys", "part_keys"])
@@ -113,21 +89,19 @@ def ring_kernel(
     last = tl.minimum(first + part_keys, keys)
     k_at = k + batch * k_b + head * k_n + first * k_s + col[:, None] * k_s + e[None]
     v_at = v + batch * v_b + head * v_n + first * v_s + col[:, None] * v_s + e[None]
-    acc = tl.zeros([ROWS, WIDTH], tl.float32)
-    top = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
+    acc, top, total = softmax_start(ROWS, WIDTH)
     whole = (last - first) // COLS
     for _ in range(0, whole):
         k_tile = tl.load(k_at, inside[None], other=0.0)
         v_tile = tl.load(v_at, inside[None], other=0.0)
-        acc, top, total = ring_step(q_tile, k_tile, v_tile, acc, top, total, scale, None, False, PRECISION)
+        acc, top, total = softmax_step(q_tile, k_tile, v_tile, acc, top, total, scale, None, False, False, PRECISION)
         k_at += COLS * k_s
         v_at += COLS * v_s
     if first + whole * COLS < last:
         valid = first + whole * COLS + col < last
         k_tile = tl.load(k_at, valid[:, None] & inside[None], other=0.0)
         v_tile = tl.load(v_at, valid[:, None] & inside[None], other=0.0)
-        acc, top, total = ring_step(q_tile, k_tile, v_tile, acc, top, total, scale, valid[None], True, PRECISION)
+        acc, top, total = softmax_step(q_tile, k_tile, v_tile, acc, top, total, scale, valid[None], True, False, PRECISION)
     acc = acc / total[:, None]
     at = out + part * o_p + batch * o_b + head * o_n + tile * ROWS * o_s + row[:, None] * o_s + e[None]
     tl.store(at, acc.to(out.dtype.element_ty), live[:, None] & inside[None])
@@ -146,9 +120,7 @@ def ring_combine_kernel(
     row, e = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     live = tile * ROWS + row < queries
     inside = live[:, None] & (e < HEAD)[None]
-    acc = tl.zeros([ROWS, WIDTH], tl.float32)
-    top = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
+    acc, top, total = softmax_start(ROWS, WIDTH)
     line = pair * queries + tile * ROWS
     for _ in range(0, parts):
         log = tl.load(logs + line + row, live, other=0.0)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from worldmodel.kernels.triton_tiles import load_float
+
 
 @triton.jit
 def modulate_kernel(
@@ -40,12 +42,12 @@ def modulate_kernel(
     batch, frame = group // frames, group % frames
     d = tl.arange(0, WIDTH)
     inside = d < DIM
-    row = tl.load(x + batch * x_b + frame * x_f + token * x_s + d, inside, other=0.0).to(tl.float32)
+    row = load_float(x + batch * x_b + frame * x_f + token * x_s + d, inside)
     mean = tl.sum(row, 0) / DIM
     centred = tl.where(inside, row - mean, 0.0)
     spread = tl.rsqrt(tl.sum(centred * centred, 0) / DIM + eps)
-    h = tl.load(shift + batch * h_b + frame * h_f + d, inside, other=0.0).to(tl.float32)
-    c = tl.load(scale + batch * c_b + frame * c_f + d, inside, other=0.0).to(tl.float32)
+    h = load_float(shift + batch * h_b + frame * h_f + d, inside)
+    c = load_float(scale + batch * c_b + frame * c_f + d, inside)
     line = group * tokens + token
     tl.store(out + line * DIM + d, (centred * spread * (1.0 + c) + h).to(out.dtype.element_ty), inside)
     if KEPT:
@@ -78,14 +80,14 @@ def modulate_grad_kernel(
     batch, frame = group // frames, group % frames
     d = tl.arange(0, WIDTH)
     inside = d < DIM
-    gain = 1.0 + tl.load(scale + batch * c_b + frame * c_f + d, inside, other=0.0).to(tl.float32)
+    gain = 1.0 + load_float(scale + batch * c_b + frame * c_f + d, inside)
     shift_sum = tl.zeros([WIDTH], tl.float32)
     scale_sum = tl.zeros([WIDTH], tl.float32)
     for token in range(part * part_tokens, tl.minimum((part + 1) * part_tokens, tokens)):
         line = group * tokens + token
         mean, spread = tl.load(means + line), tl.load(spreads + line)
-        g = tl.load(grad + line * DIM + d, inside, other=0.0).to(tl.float32)
-        row = tl.load(x + batch * x_b + frame * x_f + token * x_s + d, inside, other=0.0).to(tl.float32)
+        g = load_float(grad + line * DIM + d, inside)
+        row = load_float(x + batch * x_b + frame * x_f + token * x_s + d, inside)
         normed = tl.where(inside, (row - mean) * spread, 0.0)
         slope = g * gain
         along, level = tl.sum(slope * normed, 0) / DIM, tl.sum(slope, 0) / DIM
@@ -105,9 +107,9 @@ def gate_kernel(x, y, gate, out, frames, tokens, x_b, x_f, x_s, y_b, y_f, y_s, g
     batch, frame = group // frames, group % frames
     d = tl.arange(0, WIDTH)
     inside = d < DIM
-    a = tl.load(x + batch * x_b + frame * x_f + token * x_s + d, inside, other=0.0).to(tl.float32)
-    b = tl.load(y + batch * y_b + frame * y_f + token * y_s + d, inside, other=0.0).to(tl.float32)
-    g = tl.load(gate + batch * g_b + frame * g_f + d, inside, other=0.0).to(tl.float32)
+    a = load_float(x + batch * x_b + frame * x_f + token * x_s + d, inside)
+    b = load_float(y + batch * y_b + frame * y_f + token * y_s + d, inside)
+    g = load_float(gate + batch * g_b + frame * g_f + d, inside)
     tl.store(out + (group * tokens + token) * DIM + d, (a + b * g).to(out.dtype.element_ty), inside)
 
 
@@ -134,12 +136,12 @@ def gate_grad_kernel(
     batch, frame = group // frames, group % frames
     d = tl.arange(0, WIDTH)
     inside = d < DIM
-    gain = tl.load(gate + batch * g_b + frame * g_f + d, inside, other=0.0).to(tl.float32)
+    gain = load_float(gate + batch * g_b + frame * g_f + d, inside)
     gate_sum = tl.zeros([WIDTH], tl.float32)
     for token in range(part * part_tokens, tl.minimum((part + 1) * part_tokens, tokens)):
         line = group * tokens + token
-        g = tl.load(grad + line * DIM + d, inside, other=0.0).to(tl.float32)
-        row = tl.load(y + batch * y_b + frame * y_f + token * y_s + d, inside, other=0.0).to(tl.float32)
+        g = load_float(grad + line * DIM + d, inside)
+        row = load_float(y + batch * y_b + frame * y_f + token * y_s + d, inside)
         tl.store(y_grad + line * DIM + d, (g * gain).to(y_grad.dtype.element_ty), inside)
         gate_sum += g * row
     tl.store(sums + (part * tl.num_programs(1).to(tl.int64) + group) * DIM + d, gate_sum, inside)

@@ -174,7 +174,7 @@ class FrozenCache:
         return kernels.ring_attention(q, *self.extend(layer, k, v))
 
     def fresh(self) -> Tensor:
-        """(L,2,B,N,chunk*S,E): keys and values of the chunk, of all layers."""
+        """(L,2,B,N,S,E): keys and values of the latents of the pass, of all layers."""
         return torch.stack(self._fresh)
 
 
@@ -188,7 +188,17 @@ class MergedCache:
 
     def __init__(self, cache: KVCache, rows: Tensor) -> None:
         """rows: `KVCache.rows`, on the device. after: the cache as later passes over the next chunk see it."""
-        self._now, self.after, self._rows = cache, cache.after(), rows
+        self._now, self.after, self.rows = cache, cache.after(), rows
+
+    @property
+    def full(self) -> bool:
+        """As `KVCache.full`, before the finished chunk is committed."""
+        return self._now.full
+
+    @property
+    def store(self) -> Tensor:
+        """As `KVCache.store`."""
+        return self._now.store
 
     def scratch(self, layer: int, tokens: int) -> None:
         """The two chunks have no common place."""
@@ -197,5 +207,33 @@ class MergedCache:
         """As `KVCache.attend`, for both chunks."""
         (q0, q1), (k0, k1), (v0, v1) = (t.chunk(2, dim=2) for t in (q, k, v))
         finished = self._now.attend(layer, q0, k0, v0, written)
-        self._now.store[layer].index_copy_(3, self._rows, torch.stack((k0, v0)))
+        self.store[layer].index_copy_(3, self.rows, torch.stack((k0, v0)))
         return torch.cat((finished, self.after.attend(layer, q1, k1, v1, written)), dim=2)
+
+    def write(self, fresh: Tensor) -> None:
+        """Put what a pass against `FrozenMergedCache` returned where a pass against this cache would have."""
+        finished, own = fresh.chunk(2, dim=-2)
+        self.store.index_copy_(4, self.rows, finished)
+        self.after.write(own)
+
+
+class FrozenMergedCache(FrozenCache):
+    """As `MergedCache`, of a full cache, and as a value: for compiled passes over [finished chunk | next chunk].
+
+    The keys and values of both chunks are collected instead of written, for `MergedCache.write`.
+    """
+
+    def __init__(self, store: Tensor, tokens: int, rows: Tensor) -> None:
+        """tokens: of one chunk. rows: `KVCache.rows`."""
+        super().__init__(store, tokens)
+        self._rows = rows
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, written: bool) -> Tensor:
+        """As `KVCache.attend`, for both chunks; called once a layer, in order."""
+        assert not written, "there is no place to write to"
+        past, fresh = self._store[layer, ..., : self._past, :], torch.stack((k, v))
+        self._fresh.append(fresh)
+        (q0, q1), (finished, own) = q.chunk(2, dim=2), fresh.chunk(2, dim=3)
+        first = kernels.ring_attention(q0, *torch.cat((past, finished), dim=3))
+        after = past.index_copy(3, self._rows, finished)
+        return torch.cat((first, kernels.ring_attention(q1, *torch.cat((after, own), dim=3))), dim=2)
