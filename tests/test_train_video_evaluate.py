@@ -192,6 +192,6 @@ def test_what_cannot_be_evaluated_is_said(coded: Path, public: Path, tmp_path: P
     for dreamer in (public / "world", coded / "ar"):
         assert "dreams videos, and" in said(dreamer, "boxes") and "by python -m train.prepare" in said(dreamer, "boxes")
     with pytest.raises(
-        ConfigError, match=r"experiment=wan sets stage\.\w+, which stage=evaluate does not have: leave out experiment="
+        ConfigError, match=r"experiment=wan sets stage\.\w+, which stage=codec does not have: leave out experiment="
     ):
-        explain_settings(["experiment=wan", "stage=evaluate", "--cfg", "job"])
+        explain_settings(["experiment=wan", "stage=codec", "--cfg", "job"])
