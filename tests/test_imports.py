@@ -92,7 +92,7 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
         BOTTOM
         | HUB
         | {"worldmodel.published", "worldmodel.prompt_list", "worldmodel.prompt_book", "worldmodel.assemble"}
-        | {"worldmodel.video_world", "worldmodel.runtime", "worldmodel.models"},
+        | {"worldmodel.video_world", "worldmodel.runtime", "worldmodel.models", "worldmodel.placement"},
         {"huggingface_hub"},
     ),
     "worldmodel.prompt_list": (BOTTOM, set()),

@@ -33,7 +33,9 @@ from worldmodel.errors import HubError
 from worldmodel.game import app
 from worldmodel.game.replay import read_replay
 from worldmodel.game.settings import Preview, Settings
+from worldmodel.models.wan.text import TextEncoder
 from worldmodel.obtain import Wish, obtain, plan_of
+from worldmodel.placement import Machine
 from worldmodel.prompt_list import entries
 from worldmodel.published import Source, VideoCard
 from worldmodel.sums import verify
@@ -163,6 +165,27 @@ def test_a_new_prompt_needs_the_encoder_that_is_here_and_nothing_else(hub, tmp_p
     capsys.readouterr()
     assert door.main(["tiny.json", "--prompt", "boats by night", "--dry-run", "--offline"]) == 0
     assert len(entries(folder)) == 4  # the encoder is here
+
+
+@pytest.mark.parametrize(("free", "ran", "said"), [(9, ["meta", "cpu"], "the GPU"), (1.9, ["cpu"], "the CPU")])
+def test_prompts_are_encoded_where_there_is_room(hub, monkeypatch, capsys, free, ran, said):
+    """Of the first start and of later ones; on the CPU where the device is full after all."""
+    devices: list[str] = []
+
+    def stream(self: TextEncoder, read=TextEncoder._stream):
+        devices.append(self.device.type)
+        if self.device.type != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(self)
+
+    monkeypatch.setattr(TextEncoder, "_stream", stream)
+    here = Machine("meta", int(free * 10**9), 80 * 10**9, 60 * 10**9, 64 * 10**9, "bfloat16", "float32")
+    monkeypatch.setattr("worldmodel.video_world.machine", lambda _device: here)
+    for prompt in ("The old mill", TEXT):
+        folder = made(prompt=prompt)
+        assert f"encoding the prompt {prompt!r} on {said}" in capsys.readouterr().out and devices == ran
+        devices.clear()
+    assert [p.text for p in load_video(folder).prompts] == ["The old mill", TEXT]
 
 
 def test_consent_is_asked_for_on_a_terminal(hub, capsys, monkeypatch):

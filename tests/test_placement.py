@@ -22,7 +22,7 @@ from worldmodel.action import Action
 from worldmodel.errors import ConfigError, DeviceError
 from worldmodel.models.video import StreamNet, VideoDecoder
 from worldmodel.models.wan.text import TextEncoder
-from worldmodel.placement import ROOM, Machine, Placement, Sizes, place
+from worldmodel.placement import ROOM, Machine, Placement, Sizes, place, spoken, text_alone
 from worldmodel.prompt_book import PromptBook, embed, encoder_sizes
 from worldmodel.video_session import VideoSession
 from worldmodel.video_world import decoder_of
@@ -74,6 +74,17 @@ def test_what_moved_out_is_told_with_its_reason() -> None:
         tight[3] == "text encoder (11.0 GB) on the CPU, read layer by layer for a new prompt and let go: 1.0 GB are left on the GPU"
     )
     assert place("w", replace(NEED, text_file=0, text_layer=0), gpu(30)).lines[3].startswith("text encoder: not on this machine")
+
+
+def test_before_a_world_is_loaded_the_text_encoder_has_the_device() -> None:
+    """Two layers and room; the network, which would leave it none, comes later."""
+    assert where(place("w", NEED, gpu(14)))[4] == "cpu" and text_alone(gpu(14), GB) == "cuda"
+    assert [text_alone(gpu(free), GB) for free in (3, 2.9)] == ["cuda", "cpu"]
+    unknown = Machine("mps", None, None, None, None, "float16", "float32")
+    assert text_alone(cpu(30), GB) == text_alone(unknown, GB) == "cpu" and [spoken(at) for at in ("mps", "cpu")] == [
+        "the GPU",
+        "the CPU",
+    ]
 
 
 def test_a_word_of_the_players_wins() -> None:
@@ -256,6 +267,8 @@ def test_a_text_encoder_that_is_kept_is_read_once(tmp_path: Path, pieces: Path, 
     embed(["other"], tmp_path / "umt5.safetensors", pieces)
     crowded = PromptBook({}, made_by, "meta", keep=True)  # where the memory is gone by now
     assert torch.equal(crowded("A red car"), want[0]) and crowded._kept is None
+    shutil.rmtree(tmp_path / "cache/prompts", ignore_errors=True)
+    assert torch.equal(embed(["A red car"], tmp_path / "umt5.safetensors", pieces, "meta")[0][0], want[0])
 
 
 def test_free_memory_is_part_of_what_there_is(tmp_path: Path, monkeypatch) -> None:
@@ -268,3 +281,6 @@ def test_free_memory_is_part_of_what_there_is(tmp_path: Path, monkeypatch) -> No
     assert (runtime.memory_bytes(CPU), runtime.free_memory(CPU)) == (3_000_000, 900_000)
     (tmp_path / "memory.max").write_text("max\n")
     assert runtime.memory_bytes(CPU) == total
+    for name, found in (("mem_get_info", (500, 900)), ("memory_reserved", 300), ("memory_allocated", 100)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
+    assert runtime.free_memory(torch.device("cuda")) == 700  # what this process keeps for its next tensors can be had

@@ -108,9 +108,12 @@ def _vae_width(state: Mapping[str, Tensor]) -> int:
     return max(1, len(state.get("encoder.conv1.bias", ())))
 
 
-def embedded(texts: Sequence[str], encoder: Path, tokenizer: Path) -> list[Prompt]:
-    """Prompts with their embeddings, from the cache or the text encoder. Raises CheckpointError, ConfigError."""
-    vectors, made_by = embed(texts, encoder, tokenizer)
+def embedded(texts: Sequence[str], encoder: Path, tokenizer: Path, device: str = "cpu") -> list[Prompt]:
+    """Prompts with their embeddings, from the cache or the text encoder, which runs on `device`.
+
+    Raises CheckpointError, ConfigError.
+    """
+    vectors, made_by = embed(texts, encoder, tokenizer, device)
     return [Prompt(text, vector, made_by) for text, vector in zip(texts, vectors, strict=True)]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from worldmodel.published import Source, VideoCard, is_card, read_card
 
 if TYPE_CHECKING:
     from worldmodel.prompt_book import PromptBook
+    from worldmodel.video_world import Prompt
 
 WORLD, TEXT = ("model", "decoder", "encoder"), ("text_encoder", "tokenizer")  # fields of the card
 
@@ -118,7 +119,7 @@ def obtain(wish: Wish) -> tuple[Path, str]:
         faster = order.make and _is_here(order.folder)  # somebody else was
         if not faster:
             _fetch(order)
-            _make(order)
+            _make(order, wish.device)
     return obtain(replace(wish, yes=True)) if faster else (order.folder, source)
 
 
@@ -158,11 +159,15 @@ def _is_here(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def _book(folder: Path) -> PromptBook:
-    """Where prompts of a world come from that need nothing of the hub."""
+def _book(folder: Path, device: str = "cpu") -> PromptBook:
+    """Where prompts of a world come from that need nothing of the hub. device: of the text encoder."""
     from worldmodel.prompt_book import PromptBook
 
-    return PromptBook({}, next((entry.encoder for entry in entries(folder)), ""))
+    return PromptBook({}, _encoder_id(folder), device)
+
+
+def _encoder_id(folder: Path) -> str:
+    return next((entry.encoder for entry in entries(folder)), "")
 
 
 def _parts(card: VideoCard, fields: Sequence[str], offline: bool, name: str) -> tuple[Part, ...]:
@@ -230,19 +235,13 @@ def _fetch(order: Order) -> None:
         raise
 
 
-def _make(order: Order) -> None:
+def _make(order: Order, device: str) -> None:
     """Convert and encode what was fetched; the world gets its name when it is whole. Raises WorldModelErrors."""
-    from worldmodel.assemble import add_prompts, assemble, embedded
-    from worldmodel.video_world import Prompt
+    from worldmodel.assemble import add_prompts, assemble
 
-    files, text = {part.field: part.target for part in order.parts}, order.text or ""
+    files = {part.field: part.target for part in order.parts}
     try:
-        print(f"encoding the prompt {text!r}", flush=True)
-        if "tokenizer" in files:
-            prompts = embedded([text], files["text_encoder"], files["tokenizer"])
-        else:
-            book = _book(order.folder)
-            prompts = [Prompt(text, book(text), book.encoder)]
+        prompts = [_encoded(order, files, device)]
         if not order.make:
             add_prompts(order.folder, prompts)
             return
@@ -252,3 +251,21 @@ def _make(order: Order) -> None:
     except CheckpointError as error:
         raise CheckpointError(f"{order.name} could not be made: {error}") from error
     shutil.rmtree(files["model"].parent, ignore_errors=True)
+
+
+def _encoded(order: Order, files: Mapping[str, Path], device: str) -> Prompt:
+    """The prompt that is asked for. No network is loaded yet: its text encoder may have what is free on `device`."""
+    from worldmodel.assemble import embedded
+    from worldmodel.models.wan.text import layer_bytes
+    from worldmodel.placement import spoken
+    from worldmodel.prompt_book import encoder_sizes
+    from worldmodel.video_world import Prompt, text_device
+
+    text, fetched = order.text or "", "tokenizer" in files
+    layer = layer_bytes(files["text_encoder"]) if fetched else encoder_sizes(_encoder_id(order.folder))[1]
+    place = text_device(device, layer)
+    print(f"encoding the prompt {text!r} on {spoken(place)}", flush=True)
+    if fetched:
+        return embedded([text], files["text_encoder"], files["tokenizer"], place)[0]
+    book = _book(order.folder, place)
+    return Prompt(text, book(text), book.encoder)

@@ -170,11 +170,20 @@ def _decoders(here: Machine, wanted: str) -> Iterator[str]:
         yield "cpu"
 
 
+def text_alone(here: Machine, layer: int) -> str:
+    """Device of the text encoder while nothing else is loaded. layer: bytes of its largest layer."""
+    return _text_device(here, layer, None if here.free is None else here.free - ROOM)
+
+
+def _text_device(here: Machine, layer: int, left: int | None) -> str:
+    """Read layer by layer, the next comes before the last has gone."""
+    return "cpu" if left is None or left < 2 * layer + ROOM else here.device
+
+
 def _text(need: Sizes, here: Machine, left: int | None) -> tuple[str, bool]:
-    """Device of the text encoder, and whether it stays. Read layer by layer, the next comes before the last has gone."""
-    if here.device == "cpu" or left is None or left < 2 * need.text_layer + ROOM:
-        return "cpu", False
-    return here.device, left >= need.text_file + ROOM
+    """Device of the text encoder, and whether it stays."""
+    device = _text_device(here, need.text_layer, left)
+    return device, device != "cpu" and left is not None and left >= need.text_file + ROOM
 
 
 def _shortage(name: str, plans: list[_Plan], decoder: str) -> str:
@@ -212,7 +221,8 @@ def _memory(here: Machine) -> str:
     return "memory" if here.device == "cpu" else "GPU memory"
 
 
-def _name(device: str) -> str:
+def spoken(device: str) -> str:
+    """A device in words."""
     return "the CPU" if device == "cpu" else "the GPU"
 
 
@@ -226,7 +236,7 @@ def _free_line(here: Machine) -> str:
 
 
 def _network_lines(chosen: _Plan, first: _Plan) -> list[str]:
-    need, device = chosen.need, _name(chosen.here.device)
+    need, device = chosen.need, spoken(chosen.here.device)
     line = f"network ({_words(chosen.network)}), cache of {need.window} latents ({_words(chosen.cache)}) and a pass's work "
     line += f"({_words(chosen.work)}) on {device} in {chosen.dtype}"
     if chosen.dtype != first.dtype:
@@ -240,17 +250,17 @@ def _network_lines(chosen: _Plan, first: _Plan) -> list[str]:
 
 
 def _encoder_line(need: Sizes, here: Machine, device: str) -> str:
-    why = "" if device == here.device else f", {_name(here.device)} has no room for it"
-    return f"start picture's encoder ({_words(need.encoder)}) on {_name(device)}{why}; let go before the network is loaded"
+    why = "" if device == here.device else f", {spoken(here.device)} has no room for it"
+    return f"start picture's encoder ({_words(need.encoder)}) on {spoken(device)}{why}; let go before the network is loaded"
 
 
 def _text_line(need: Sizes, here: Machine, device: str, keep: bool, left: int | None) -> str:
     if not need.text_file:
         return "text encoder: not on this machine, so prompts are those that are known here"
-    what = f"text encoder ({_words(need.text_file)}) on {_name(device)}"
+    what = f"text encoder ({_words(need.text_file)}) on {spoken(device)}"
     if keep:
         return f"{what}, loaded with the first new prompt and kept: {_words(left)} are left there"
-    why = "" if here.device == "cpu" or left is None else f": {_words(max(left, 0))} are left on {_name(here.device)}"
+    why = "" if here.device == "cpu" or left is None else f": {_words(max(left, 0))} are left on {spoken(here.device)}"
     return f"{what}, read layer by layer for a new prompt and let go{why}"
 
 
