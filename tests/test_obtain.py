@@ -231,7 +231,10 @@ def test_every_refusal_of_the_hub_is_one_sentence(hub, public, capsys, monkeypat
     assert "tiny.json is not on this machine as a whole: run once without --offline" in error(capsys, "--offline", "--yes")
     assert "zoe/student has no revision 'v9': leave out --revision" in error(capsys, "--revision", "v9", "--yes")
     hub.repos["zoe/student"].gated = True
-    assert "zoe/student is gated: accept its terms" in error(capsys, "--yes")
+    asked = len(hub.log)
+    said = f"zoe/student is gated: accept its terms at {hub.url}/zoe/student, log in with `hf auth login`"
+    assert said in error(capsys)  # first of all: nothing is announced, nobody is asked
+    assert [path for _, path, _, _ in hub.log[asked:]][3:] == ["/api/models/zoe/student/auth-check"]
     hub.repos["zoe/student"].gated = False
     hub.repos["zoe/text"].private = True
     assert "shows no repository zoe/text: check the name; if it is private, log in" in error(capsys, "--yes")

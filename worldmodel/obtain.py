@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from worldmodel.amounts import megabytes
 from worldmodel.consent import announce, ask
 from worldmodel.errors import CheckpointError, ConfigError, HubError
-from worldmodel.hub import Listing, home, listing
+from worldmodel.hub import Listing, check_access, home, listing
 from worldmodel.hub_errors import explained
 from worldmodel.hub_transfer import SPARE, Meter, RemoteFile, fetch_file, free_space, partial, tuned_client
 from worldmodel.prompt_list import entries, find
@@ -48,7 +48,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Part:
-    """A file to fetch. field: of the card. target: where it is kept."""
+    """A file to fetch. field: of the card. target: where it is kept. gated: its repository's terms must have been accepted."""
 
     field: str
     source: Source
@@ -56,6 +56,7 @@ class Part:
     licence: str
     file: RemoteFile
     target: Path
+    gated: bool
 
     @property
     def left(self) -> int:
@@ -196,11 +197,13 @@ def _part(field: str, source: Source, known: Listing) -> Part:
             f"{source.file} of {source.repo} is not the file that this version knows (another size or hash): update worldmodel"
         )
     target = home() / "files" / file.digest / Path(source.file).name
-    return Part(field, source, known.commit, known.licence, file, target)
+    return Part(field, source, known.commit, known.licence, file, target, known.gated)
 
 
 def _agree(order: Order, wish: Wish) -> None:
-    """Say what will be fetched and see that there is room and a yes. Raises HubError, DeviceError."""
+    """Say what will be fetched and see that there is access, room and a yes. Raises HubError, DeviceError."""
+    for repo in dict.fromkeys(part.source.repo for part in order.parts if part.gated and part.left):
+        check_access(repo)
     announce(order.words(), order.name, home(), order.room)
     if order.make:
         _check_memory(order, wish)
