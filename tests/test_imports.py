@@ -54,10 +54,12 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     ),
     "worldmodel.frame_program": (BOTTOM | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime"}, {"torch"}),
     "worldmodel.threads": (BOTTOM, set()),
+    "worldmodel.rolling": (set(), {"torch"}),
     "worldmodel.screen": (BOTTOM | {"worldmodel.runtime"}, {"torch", "numpy"}),
     "worldmodel.dream": (
         BOTTOM
-        | {"worldmodel.models", "worldmodel.runtime", "worldmodel.compiled", "worldmodel.frame_program", "worldmodel.screen"},
+        | {"worldmodel.models", "worldmodel.runtime", "worldmodel.compiled", "worldmodel.frame_program", "worldmodel.screen"}
+        | {"worldmodel.rolling"},
         {"torch"},
     ),
     "worldmodel.bench": (
@@ -75,7 +77,8 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     ),
     "worldmodel.video_session": (
         BOTTOM
-        | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime", "worldmodel.frame_program", "worldmodel.dream"},
+        | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime", "worldmodel.frame_program", "worldmodel.dream"}
+        | {"worldmodel.rolling"},
         {"torch", "numpy"},
     ),
     "worldmodel.video_world": (

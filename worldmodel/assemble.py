@@ -47,12 +47,13 @@ def world_config(
         sampler=SamplerConfig(
             kind="consistency",
             shift=SHIFT,
-            presets=tuple(sorted({1, 2, 4, card.steps})),
+            presets=(card.steps,) if card.rolling else tuple(sorted({1, 2, 4, card.steps})),
             steps=card.steps,
             window=card.window,
             sink=card.sink,
             chunk=card.chunk,
             first_steps=card.first_steps,
+            rolling=card.rolling,
         ),
         actions=CAMERA_ACTIONS if model.camera else ActionSpec(),
         memory_mb={"bfloat16": card.memory_mb} if card.memory_mb else {},
@@ -181,6 +182,7 @@ def add_prompts(folder: Path, prompts: Sequence[Prompt]) -> None:
 
 def _readme(config: WorldConfig, card: VideoCard) -> str:
     steps = f"{config.sampler.steps} denoising steps" + (f", {card.first_steps} for the first" if card.first_steps else "")
+    steps += f", {config.sampler.steps} chunks dreamed together" if card.rolling else ""
     return f"""# {config.title}
 
 Converted from `{card.model.file}` of `{card.model.repo}`; its licence and terms are those of that repository.
