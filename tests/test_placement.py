@@ -138,6 +138,35 @@ def test_what_fits_nowhere_is_one_sentence_with_the_shortfall_and_the_way_out() 
     assert no_ram.startswith("forest's decoder needs 4.0 GB of the CPU's memory, where 2.0 GB are free: close other programs")
 
 
+def test_pictures_take_memory_while_they_are_made_and_shown() -> None:
+    """Floats on the decoder's device, nine bytes a value, and three steps' bytes on the CPU."""
+    need = replace(NEED, pictures=GB)
+    assert where(place("w", need, gpu(16 + 9)))[2] == "cuda" and where(place("w", need, gpu(16 + 8.9)))[2] == "cpu"
+    assert where(place("w", need, cpu(16 + 9 + 3, dtype="bfloat16")))[1] == "bfloat16"
+    with pytest.raises(DeviceError, match=r"a pass 1\.0 GB, decoder 11\.0 GB, pictures 3\.0 GB, 1\.0 GB to spare"):
+        place("w", need, cpu(27.9, dtype="bfloat16"))
+    with pytest.raises(DeviceError, match=r"w's pictures need 3\.0 GB of the CPU's memory, where 2\.9 GB are free"):
+        place("w", need, gpu(30, ram=1.9))
+    with pytest.raises(DeviceError, match=r"w's decoder needs 13\.0 GB of the CPU's memory"):
+        place("w", need, gpu(14, ram=10))
+
+
+def test_absurdly_large_pictures_are_refused_with_their_numbers() -> None:
+    """A network of a few thousand weights that paints 8192x8192: everything grows with the pictures, and is counted."""
+    small, large = (
+        footprint.sizes_of(replace(world_config(False), height=side, width=side), parts(False)[1].to("meta"))
+        for side in (1024, 8192)
+    )
+    assert large.pictures == 4 * 3 * 8192**2 and large.network == small.network
+    for part in ("latent", "a_pass", "decoding", "pictures"):
+        assert getattr(large, part) == pytest.approx(64 * getattr(small, part), rel=0.02), part
+    assert place("w", small, cpu(15, dtype="bfloat16")).dtype == "bfloat16"
+    with pytest.raises(DeviceError) as caught:
+        place("poster", large, cpu(15, dtype="bfloat16"))
+    said = str(caught.value)
+    assert said.startswith("poster needs 16.") and "pictures 2.4 GB" in said and "of 64.0 GB are free, " in said
+
+
 def test_a_start_pictures_encoder_is_there_before_the_network() -> None:
     need = replace(NEED, encoder=15 * GB)
     assert (

@@ -6,6 +6,7 @@ device's libraries are not in it. Shapes: T latents of a chunk, L tokens, D text
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -93,12 +94,14 @@ def sizes_of(config: WorldConfig, decoder: StreamNet, encoder: StreamNet | None 
     def decode() -> None:
         stream = VideoDecoder(decoder)
         for _ in range(3):  # its memory is full then
-            stream.decode(latent[:, :1])
+            stream.decode(latent[:, : sampler.chunk])
 
     def encode() -> None:
         assert encoder is not None
         VideoEncoder(encoder).encode(_shape(1, 1, 3, config.height, config.width))
 
+    steps = max(sampler.steps, sampler.first_steps)
+    drawn = 2 * steps * HALF.itemsize * sampler.chunk * math.prod(config.latent_size)  # noise of this step, and of the next
     return Sizes(
         network=whole,
         decoder=weights(decoder),
@@ -106,11 +109,12 @@ def sizes_of(config: WorldConfig, decoder: StreamNet, encoder: StreamNet | None 
         window=sampler.window,
         least=sampler.least_window,
         texts=config.model.layers * sum(t.nbytes for pair in states or () for t in pair),
-        a_pass=alive(lambda: one.denoise(latent, level, ctx, text=states)),
+        a_pass=alive(lambda: one.denoise(latent, level, ctx, text=states)) + drawn,
         decoding=alive(decode),
         encoder=0 if encoder is None else 2 * weights(encoder) + alive(encode),
         text_file=text[0],
         text_layer=text[1],
+        pictures=sampler.chunk * config.frames_per_latent * config.height * config.width * 3,
     )
 
 
