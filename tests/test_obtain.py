@@ -148,12 +148,16 @@ def test_what_is_made_is_what_was_published(hub, public, tmp_path):  # noqa: F81
 
 
 def test_a_new_prompt_needs_the_encoder_that_is_here_and_nothing_else(hub, tmp_path, capsys):
-    folder = made()
+    assert "the world 'tiny' has one prompt, number 0, and no number 99: give a number that is" in error(capsys, "--prompt", "99")
+    assert not hub.log  # told before anything is looked up
+    folder = made(prompt="0")
     assert [e.text for e in entries(folder)] == ["The old mill"]  # the card's own
     assert "the prompt is empty: give some words" in error(capsys, "--prompt", " ")
     asked = len(hub.log)
     assert made(prompt=TEXT) == made(prompt="1") == made(prompt=TEXT, offline=True) == folder
     assert [e.text for e in entries(folder)] == ["The old mill", TEXT] and len(hub.log) == asked
+    assert "has the prompts 0 to 1, and no number 2: give a number that is there, or words" in error(capsys, "--prompt", "2")
+    assert len(entries(folder)) == 2
     verify(folder)
     shutil.rmtree(tmp_path / "cache/worldmodel/files")
     with pytest.raises(HubError, match="run once without --offline"):

@@ -20,7 +20,7 @@ from worldmodel.errors import CheckpointError, ConfigError, HubError
 from worldmodel.hub import Listing, check_access, home, listing
 from worldmodel.hub_errors import explained
 from worldmodel.hub_transfer import SPARE, Meter, RemoteFile, fetch_file, free_space, partial, tuned_client
-from worldmodel.prompt_list import entries, find
+from worldmodel.prompt_list import check_number, entries, find
 from worldmodel.published import Source, VideoCard, is_card, read_card
 
 if TYPE_CHECKING:
@@ -147,9 +147,12 @@ def plan_of(wish: Wish) -> tuple[Order, str]:
         card = replace(card, model=Source(card.model.repo, card.model.file, revision))
     folder = home() / "published" / Path(name).stem / card.id
     make, wanted = not _is_here(folder), (wish.prompt or "").strip()
-    if make and (not wanted or wanted.isdecimal()):  # a number chooses among the prompts of a world that is there
+    if make and (not wanted or wanted.isdecimal()):  # a number chooses among prompts, of which there is the card's then
+        check_number(wanted, 1, Path(name).stem)
         wanted = card.prompt
     text = wanted if wanted and (make or find(folder, wanted) is None) else None
+    if text is not None and not make:
+        check_number(text, len(entries(folder)), Path(name).stem)
     encode = text is not None and (make or not _book(folder).knows(text))
     parts = _parts(card, (*(WORLD if make else ()), *(TEXT if encode else ())), wish.offline, name)
     return Order(Path(name).stem, card, folder, text, make, parts), name + (f"@{revision}" if revision else "")
