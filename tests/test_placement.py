@@ -175,6 +175,11 @@ def test_a_start_pictures_encoder_is_there_before_the_network() -> None:
     )
     away = place("w", need, gpu(14.5))
     assert away.encoder == "cpu" and "on the CPU, the GPU has no room for it" in away.lines[3]
+    for here in (gpu(14.5, ram=14.9), cpu(14.9, dtype="bfloat16")):
+        with pytest.raises(
+            DeviceError, match=r"encoder of w's start picture needs 16\.0 GB of memory, where 15\.9 GB of the CPU's"
+        ):
+            place("w", replace(need, window=8), here)
 
 
 def test_a_machine_that_does_not_tell_checks_nothing() -> None:

@@ -163,7 +163,7 @@ def place(name: str, need: Sizes, here: Machine, decoder: str = "auto", dtype: s
     if chosen is None:
         raise DeviceError(_shortage(name, plans, decoder))
     left = None if here.free is None else here.free - ROOM - chosen.taken
-    encoder = here.device if here.free is None or need.encoder + ROOM <= here.free else "cpu"
+    encoder = _encoder(name, need, here)
     text, keep = _text(need, here, left)
     lines = (
         _free_line(here),
@@ -186,6 +186,17 @@ def _decoders(here: Machine, wanted: str) -> Iterator[str]:
         yield here.device
     if wanted != "gpu" and here.device != "cpu":
         yield "cpu"
+
+
+def _encoder(name: str, need: Sizes, here: Machine) -> str:
+    """Device of a start picture's encoder. Raises DeviceError if it has no room anywhere."""
+    for device, free in ((here.device, here.free), ("cpu", here.ram_free)):
+        if not need.encoder or free is None or need.encoder + ROOM <= free:
+            return device
+    raise DeviceError(
+        f"the encoder of {name}'s start picture needs {_words(need.encoder + ROOM)} of memory, where {_words(here.ram_free)} "
+        "of the CPU's are free: leave out --image, or close other programs"
+    )
 
 
 def text_alone(here: Machine, layer: int) -> str:
