@@ -23,12 +23,16 @@ LARGE = (".safetensors", ".png", ".pt", ".pth", ".model")
 
 @dataclass
 class Repo:
-    """One repository: its commits, newest last, each a mapping of file names to contents; gated or private as the hub means it."""
+    """One repository: its commits, newest last, each a mapping of file names to contents; gated or private as the hub means it.
+
+    accepted: whether whoever the token belongs to has accepted the terms of a gated one.
+    """
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     private: bool = False
     gated: bool = False
+    accepted: bool = False
     licence: str | None = "apache-2.0"
 
     def commit(self, files: dict[str, bytes]) -> str:
@@ -145,7 +149,7 @@ class Handler(BaseHTTPRequestHandler):
         if repo is None or (repo.private and not self.known):
             self.refuse(404 if self.known else 401, "RepoNotFound", "Repository not found")
             return None
-        if reading and repo.gated:
+        if reading and repo.gated and not (self.known and repo.accepted):
             self.refuse(403 if self.known else 401, "GatedRepo", "Access to this repository is restricted")
             return None
         return repo
@@ -163,6 +167,10 @@ class Handler(BaseHTTPRequestHandler):
         card = {"license": repo.licence} if repo.licence else {}
         facts = {"id": name, "sha": commit, "private": repo.private, "gated": "auto" if repo.gated else False, "tags": []}
         self.answer(200, {**facts, "siblings": siblings, "cardData": card, "downloads": 0, "likes": 0})
+
+    def check(self, name: str) -> None:
+        if self.repo(name, reading=True) is not None:
+            self.answer(200)
 
     def tree(self, name: str, revision: str) -> None:
         repo = self.repo(name)
@@ -283,6 +291,7 @@ _NAME = r"([\w.-]+/[\w.-]+)"
 ROUTES = (
     ("GET", rf"/api/models/{_NAME}/tree/([^/]+)", Handler.tree),
     ("GET", rf"/api/models/{_NAME}/revision/(.+)", Handler.info),
+    ("GET", rf"/api/models/{_NAME}/auth-check", Handler.check),
     ("GET", rf"/api/models/{_NAME}", Handler.info),
     ("GET HEAD", rf"/{_NAME}/resolve/([^/]+)/(.+)", Handler.resolve),
     ("POST", "/api/repos/create", Handler.create),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from huggingface_hub import constants, snapshot_download
 
 import play as door
@@ -142,7 +143,7 @@ def test_every_refusal_is_one_sentence_with_its_fix(hub, folder, capsys, tmp_pat
     hub.repos["alice/gated"].commit(contents(folder))
     assert f"alice/gated is gated: accept its terms at {hub.url}/alice/gated" in error(capsys, "alice/gated", "--yes")
     log_in(tmp_path)
-    assert "is gated" in error(capsys, "alice/gated", "--yes")
+    assert "is gated" in error(capsys, "alice/gated", "--yes") and not hub.bytes_asked("")
     log_in(tmp_path, "hf_wrong")
     assert "the hub refuses the token: log in" in error(capsys, NAME)
     (tmp_path / "token").unlink()
@@ -162,6 +163,26 @@ def test_every_refusal_is_one_sentence_with_its_fix(hub, folder, capsys, tmp_pat
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert "http://127.0.0.1:9 cannot be reached" in error(capsys, NAME)
     assert not list((tmp_path / "cache").rglob("config.json"))
+
+
+def test_gated_worlds_are_told_before_anybody_is_asked(hub, capsys, tmp_path, monkeypatch):
+    """Whoever may not read the files is not asked whether to fetch them; whoever has accepted the terms is."""
+    monkeypatch.setattr("worldmodel.hub.ask", lambda question: pytest.fail("asked in vain"))
+    older = fetch_world(NAME)
+    assert not any(path.endswith("/auth-check") for _, path, _, _ in hub.log)
+    repo = hub.repos[NAME]
+    repo.commit({**repo.commits[repo.refs["main"]], "notes.txt": b"more"})
+    repo.gated = True
+    capsys.readouterr()
+    assert fetch_world(NAME, yes=False) == older
+    said = capsys.readouterr()
+    assert f"note: {NAME} is gated: accept its terms at {hub.url}/{NAME}, log in with" in said.err and not said.out
+    repo.accepted = True
+    log_in(tmp_path)
+    asked: list[str] = []
+    monkeypatch.setattr("worldmodel.hub.ask", asked.append)
+    verify(fetch_world(NAME, yes=False))
+    assert asked == ["Fetch this once?"]
 
 
 def test_private_worlds_come_with_the_token_from_its_usual_place(hub, capsys, tmp_path):

@@ -54,10 +54,12 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     ),
     "worldmodel.frame_program": (BOTTOM | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime"}, {"torch"}),
     "worldmodel.threads": (BOTTOM, {"numpy"}),
+    "worldmodel.rolling": (set(), {"torch"}),
     "worldmodel.screen": (BOTTOM | {"worldmodel.runtime"}, {"torch", "numpy"}),
     "worldmodel.dream": (
         BOTTOM
-        | {"worldmodel.models", "worldmodel.runtime", "worldmodel.compiled", "worldmodel.frame_program", "worldmodel.screen"},
+        | {"worldmodel.models", "worldmodel.runtime", "worldmodel.compiled", "worldmodel.frame_program", "worldmodel.screen"}
+        | {"worldmodel.rolling"},
         {"torch"},
     ),
     "worldmodel.bench": (
@@ -80,7 +82,8 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     ),
     "worldmodel.video_session": (
         BOTTOM
-        | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime", "worldmodel.frame_program", "worldmodel.dream"},
+        | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime", "worldmodel.frame_program", "worldmodel.dream"}
+        | {"worldmodel.rolling"},
         {"torch", "numpy"},
     ),
     "worldmodel.video_world": (
@@ -97,7 +100,7 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
         BOTTOM
         | HUB
         | {"worldmodel.published", "worldmodel.prompt_list", "worldmodel.prompt_book", "worldmodel.assemble"}
-        | {"worldmodel.video_world", "worldmodel.runtime", "worldmodel.models"},
+        | {"worldmodel.video_world", "worldmodel.runtime", "worldmodel.models", "worldmodel.placement"},
         {"huggingface_hub"},
     ),
     "worldmodel.prompt_list": (BOTTOM, set()),

@@ -33,7 +33,9 @@ from worldmodel.errors import HubError
 from worldmodel.game import app
 from worldmodel.game.replay import read_replay
 from worldmodel.game.settings import Preview, Settings
+from worldmodel.models.wan.text import TextEncoder
 from worldmodel.obtain import Wish, obtain, plan_of
+from worldmodel.placement import Machine
 from worldmodel.prompt_list import entries
 from worldmodel.published import Source, VideoCard
 from worldmodel.sums import verify
@@ -146,12 +148,16 @@ def test_what_is_made_is_what_was_published(hub, public, tmp_path):  # noqa: F81
 
 
 def test_a_new_prompt_needs_the_encoder_that_is_here_and_nothing_else(hub, tmp_path, capsys):
-    folder = made()
+    assert "the world 'tiny' has one prompt, number 0, and no number 99: give a number that is" in error(capsys, "--prompt", "99")
+    assert not hub.log  # told before anything is looked up
+    folder = made(prompt="0")
     assert [e.text for e in entries(folder)] == ["The old mill"]  # the card's own
     assert "the prompt is empty: give some words" in error(capsys, "--prompt", " ")
     asked = len(hub.log)
     assert made(prompt=TEXT) == made(prompt="1") == made(prompt=TEXT, offline=True) == folder
     assert [e.text for e in entries(folder)] == ["The old mill", TEXT] and len(hub.log) == asked
+    assert "has the prompts 0 to 1, and no number 2: give a number that is there, or words" in error(capsys, "--prompt", "2")
+    assert len(entries(folder)) == 2
     verify(folder)
     shutil.rmtree(tmp_path / "cache/worldmodel/files")
     with pytest.raises(HubError, match="run once without --offline"):
@@ -163,6 +169,27 @@ def test_a_new_prompt_needs_the_encoder_that_is_here_and_nothing_else(hub, tmp_p
     capsys.readouterr()
     assert door.main(["tiny.json", "--prompt", "boats by night", "--dry-run", "--offline"]) == 0
     assert len(entries(folder)) == 4  # the encoder is here
+
+
+@pytest.mark.parametrize(("free", "ran", "said"), [(9, ["meta", "cpu"], "the GPU"), (1.9, ["cpu"], "the CPU")])
+def test_prompts_are_encoded_where_there_is_room(hub, monkeypatch, capsys, free, ran, said):
+    """Of the first start and of later ones; on the CPU where the device is full after all."""
+    devices: list[str] = []
+
+    def stream(self: TextEncoder, read=TextEncoder._stream):
+        devices.append(self.device.type)
+        if self.device.type != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(self)
+
+    monkeypatch.setattr(TextEncoder, "_stream", stream)
+    here = Machine("meta", int(free * 10**9), 80 * 10**9, 60 * 10**9, 64 * 10**9, "bfloat16", "float32")
+    monkeypatch.setattr("worldmodel.video_world.machine", lambda _device: here)
+    for prompt in ("The old mill", TEXT):
+        folder = made(prompt=prompt)
+        assert f"encoding the prompt {prompt!r} on {said}" in capsys.readouterr().out and devices == ran
+        devices.clear()
+    assert [p.text for p in load_video(folder).prompts] == ["The old mill", TEXT]
 
 
 def test_consent_is_asked_for_on_a_terminal(hub, capsys, monkeypatch):
@@ -208,7 +235,10 @@ def test_every_refusal_of_the_hub_is_one_sentence(hub, public, capsys, monkeypat
     assert "tiny.json is not on this machine as a whole: run once without --offline" in error(capsys, "--offline", "--yes")
     assert "zoe/student has no revision 'v9': leave out --revision" in error(capsys, "--revision", "v9", "--yes")
     hub.repos["zoe/student"].gated = True
-    assert "zoe/student is gated: accept its terms" in error(capsys, "--yes")
+    asked = len(hub.log)
+    said = f"zoe/student is gated: accept its terms at {hub.url}/zoe/student, log in with `hf auth login`"
+    assert said in error(capsys)  # first of all: nothing is announced, nobody is asked
+    assert [path for _, path, _, _ in hub.log[asked:]][3:] == ["/api/models/zoe/student/auth-check"]
     hub.repos["zoe/student"].gated = False
     hub.repos["zoe/text"].private = True
     assert "shows no repository zoe/text: check the name; if it is private, log in" in error(capsys, "--yes")

@@ -22,7 +22,7 @@ from worldmodel.action import Action
 from worldmodel.errors import ConfigError, DeviceError
 from worldmodel.models.video import StreamNet, VideoDecoder
 from worldmodel.models.wan.text import TextEncoder
-from worldmodel.placement import ROOM, Machine, Placement, Sizes, place
+from worldmodel.placement import ROOM, Machine, Placement, Sizes, place, spoken, text_alone
 from worldmodel.prompt_book import PromptBook, embed, encoder_sizes
 from worldmodel.video_session import VideoSession
 from worldmodel.video_world import decoder_of
@@ -76,6 +76,17 @@ def test_what_moved_out_is_told_with_its_reason() -> None:
     assert place("w", replace(NEED, text_file=0, text_layer=0), gpu(30)).lines[3].startswith("text encoder: not on this machine")
 
 
+def test_before_a_world_is_loaded_the_text_encoder_has_the_device() -> None:
+    """Two layers and room; the network, which would leave it none, comes later."""
+    assert where(place("w", NEED, gpu(14)))[4] == "cpu" and text_alone(gpu(14), GB) == "cuda"
+    assert [text_alone(gpu(free), GB) for free in (3, 2.9)] == ["cuda", "cpu"]
+    unknown = Machine("mps", None, None, None, None, "float16", "float32")
+    assert text_alone(cpu(30), GB) == text_alone(unknown, GB) == "cpu" and [spoken(at) for at in ("mps", "cpu")] == [
+        "the GPU",
+        "the CPU",
+    ]
+
+
 def test_a_word_of_the_players_wins() -> None:
     asked = place("w", NEED, gpu(30), decoder="cpu")
     assert asked.decoder == "cpu" and asked.lines[2].endswith("slower: asked for")
@@ -127,6 +138,35 @@ def test_what_fits_nowhere_is_one_sentence_with_the_shortfall_and_the_way_out() 
     assert no_ram.startswith("forest's decoder needs 4.0 GB of the CPU's memory, where 2.0 GB are free: close other programs")
 
 
+def test_pictures_take_memory_while_they_are_made_and_shown() -> None:
+    """Floats on the decoder's device, nine bytes a value, and three steps' bytes on the CPU."""
+    need = replace(NEED, pictures=GB)
+    assert where(place("w", need, gpu(16 + 9)))[2] == "cuda" and where(place("w", need, gpu(16 + 8.9)))[2] == "cpu"
+    assert where(place("w", need, cpu(16 + 9 + 3, dtype="bfloat16")))[1] == "bfloat16"
+    with pytest.raises(DeviceError, match=r"a pass 1\.0 GB, decoder 11\.0 GB, pictures 3\.0 GB, 1\.0 GB to spare"):
+        place("w", need, cpu(27.9, dtype="bfloat16"))
+    with pytest.raises(DeviceError, match=r"w's pictures need 3\.0 GB of the CPU's memory, where 2\.9 GB are free"):
+        place("w", need, gpu(30, ram=1.9))
+    with pytest.raises(DeviceError, match=r"w's decoder needs 13\.0 GB of the CPU's memory"):
+        place("w", need, gpu(14, ram=10))
+
+
+def test_absurdly_large_pictures_are_refused_with_their_numbers() -> None:
+    """A network of a few thousand weights that paints 8192x8192: everything grows with the pictures, and is counted."""
+    small, large = (
+        footprint.sizes_of(replace(world_config(False), height=side, width=side), parts(False)[1].to("meta"))
+        for side in (1024, 8192)
+    )
+    assert large.pictures == 4 * 3 * 8192**2 and large.network == small.network
+    for part in ("latent", "a_pass", "decoding", "pictures"):
+        assert getattr(large, part) == pytest.approx(64 * getattr(small, part), rel=0.02), part
+    assert place("w", small, cpu(15, dtype="bfloat16")).dtype == "bfloat16"
+    with pytest.raises(DeviceError) as caught:
+        place("poster", large, cpu(15, dtype="bfloat16"))
+    said = str(caught.value)
+    assert said.startswith("poster needs 16.") and "pictures 2.4 GB" in said and "of 64.0 GB are free, " in said
+
+
 def test_a_start_pictures_encoder_is_there_before_the_network() -> None:
     need = replace(NEED, encoder=15 * GB)
     assert (
@@ -135,6 +175,11 @@ def test_a_start_pictures_encoder_is_there_before_the_network() -> None:
     )
     away = place("w", need, gpu(14.5))
     assert away.encoder == "cpu" and "on the CPU, the GPU has no room for it" in away.lines[3]
+    for here in (gpu(14.5, ram=14.9), cpu(14.9, dtype="bfloat16")):
+        with pytest.raises(
+            DeviceError, match=r"encoder of w's start picture needs 16\.0 GB of memory, where 15\.9 GB of the CPU's"
+        ):
+            place("w", replace(need, window=8), here)
 
 
 def test_a_machine_that_does_not_tell_checks_nothing() -> None:
@@ -256,6 +301,8 @@ def test_a_text_encoder_that_is_kept_is_read_once(tmp_path: Path, pieces: Path, 
     embed(["other"], tmp_path / "umt5.safetensors", pieces)
     crowded = PromptBook({}, made_by, "meta", keep=True)  # where the memory is gone by now
     assert torch.equal(crowded("A red car"), want[0]) and crowded._kept is None
+    shutil.rmtree(tmp_path / "cache/prompts", ignore_errors=True)
+    assert torch.equal(embed(["A red car"], tmp_path / "umt5.safetensors", pieces, "meta")[0][0], want[0])
 
 
 def test_free_memory_is_part_of_what_there_is(tmp_path: Path, monkeypatch) -> None:
@@ -268,3 +315,6 @@ def test_free_memory_is_part_of_what_there_is(tmp_path: Path, monkeypatch) -> No
     assert (runtime.memory_bytes(CPU), runtime.free_memory(CPU)) == (3_000_000, 900_000)
     (tmp_path / "memory.max").write_text("max\n")
     assert runtime.memory_bytes(CPU) == total
+    for name, found in (("mem_get_info", (500, 900)), ("memory_reserved", 300), ("memory_allocated", 100)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
+    assert runtime.free_memory(torch.device("cuda")) == 700  # what this process keeps for its next tensors can be had

@@ -22,6 +22,7 @@ from train import jobs, record
 from train.config import RunConfig, register
 from train.recipe import Entry, check_folders, plan, run_recipe, taken
 from train.settings import CONF, explain_settings, with_recipe
+from train.stage_options import EvaluateStage
 from worldmodel.config import WORLDS
 from worldmodel.errors import ConfigError
 
@@ -69,8 +70,19 @@ def test_entries_are_composed_from_experiment_entry_and_command_line() -> None:
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))
 def test_every_recipe_composes(experiment: str) -> None:
     entries = planned(experiment=experiment)
-    ends = ("teacher", "dmd") if experiment == "wan" else ("codec", "evaluate")  # public weights have their codec, and no real game
-    assert (entries[0].config.stage.kind, entries[-1].config.stage.kind) == ends
+    begins = "teacher" if experiment == "wan" else "codec"  # public weights have theirs
+    assert (entries[0].config.stage.kind, entries[-1].config.stage.kind) == (begins, "evaluate")
+
+
+def test_settings_of_training_are_none_of_an_evaluation_s() -> None:
+    """What conf/training says reaches every stage that trains; one that does not goes without, wherever the group is named."""
+    for asked in ((), ("training=wan", "stage.batch=3")):
+        *trained, evaluate = planned(*asked, experiment="wan")
+        assert {e.config.stage.clip_frames for e in trained} == {21}  # type: ignore[attr-defined]
+        assert evaluate.config.stage.kind == "evaluate" and evaluate.config.world == "/out/dmd/export"
+    by_hand = with_recipe(["experiment=wan", "training=wan", "stage=evaluate", "world=x"])
+    assert by_hand == ["experiment=wan", "stage=evaluate", "world=x", "~training"]
+    assert composed(*by_hand).stage == EvaluateStage() and composed(*by_hand).data.world == "video"
 
 
 def test_another_game_takes_the_recipe_with_its_own_data_and_model() -> None:

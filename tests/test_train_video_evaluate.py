@@ -23,6 +23,9 @@ from train.evaluate import rounded, run_stage
 from train.examine import Meter
 from train.jobs import run
 from train.monitor import Console
+from train.report import write
+from train.report_runs import GAP, gather
+from train.report_videos import video_table
 from train.rollout import compare_rollouts
 from train.settings import explain_settings
 from train.video_examine import Bench
@@ -155,6 +158,16 @@ def test_the_stage_writes_numbers_and_pictures(coded: Path, tmp_path: Path, caps
         np.asarray(Image.open(tmp_path / "look/contact_sheet.png")).std() > 5
         and (tmp_path / "look/rollouts.mp4").stat().st_size > 500
     )
+    head, *rows = video_table(gather(tmp_path)[0])
+    line, fewer = (dict(zip(head, row, strict=True)) for row in rows)
+    last = result["rollouts"]["by_horizon"][-1]
+    assert (line["evaluation"], line["world"], line["steps"], fewer["steps"], line["prompts"]) == ("look", "student", "2", "1", GAP)
+    assert (
+        line["gain h2"] == f"{last['latent']['gain']['mean']:+.2f}" and line["PSNR gain"] == f"{last['psnr']['gain']['mean']:+.2f}"
+    )
+    assert fewer["gain h1"] == f"{result['by_steps'][0]['by_horizon'][0]['gain']:+.2f}" and fewer["PSNR gain"] == GAP
+    report = write(tmp_path, tmp_path / "report")
+    assert "# Evaluations on videos" in report and "# Evaluations\n" not in report and "# By step count" not in report
     again = run_stage(composed(*words(coded, "student", *own(coded), *few)), tmp_path / "again")
     same = [
         {k: v for k, v in r.items() if k not in ("conditions", "speed")} for r in (json.loads(json.dumps(rounded(again))), result)
@@ -192,6 +205,6 @@ def test_what_cannot_be_evaluated_is_said(coded: Path, public: Path, tmp_path: P
     for dreamer in (public / "world", coded / "ar"):
         assert "dreams videos, and" in said(dreamer, "boxes") and "by python -m train.prepare" in said(dreamer, "boxes")
     with pytest.raises(
-        ConfigError, match=r"experiment=wan sets stage\.\w+, which stage=evaluate does not have: leave out experiment="
+        ConfigError, match=r"experiment=wan sets stage\.\w+, which stage=codec does not have: leave out experiment="
     ):
-        explain_settings(["experiment=wan", "stage=evaluate", "--cfg", "job"])
+        explain_settings(["experiment=wan", "stage=codec", "--cfg", "job"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from tests.test_train_parallel import TORCHRUN, _assert_same_run, _latest
 from tests.test_train_video import letters, manifest, plan, write_video
 from tests.test_wan_codec import published_tiny, tensors
 from tests.train_boxes import TINY, composed, environment, make_boxes, settings
+from train.config import register
 from train.distributed import Ranks, prepare
 from train.estimate import GPUS, dry_stage, estimate, moments
 from train.estimate import main as estimate_main
@@ -214,6 +216,7 @@ def test_a_trained_student_plays(home: Path, tmp_path: Path) -> None:
 
 
 def test_every_stage_composes_for_the_published_model() -> None:
+    register()
     for stage in STAGES:
         explain_settings(["model=wan_1_3b", f"stage={stage}", "--cfg", "job"])
         explain_settings(["experiment=wan", f"stage={stage}", "--cfg", "job"])
@@ -236,11 +239,13 @@ def two_processes(folder: Path, *overrides: str) -> TrainState:
 
 @pytest.mark.slow
 def test_the_whole_recipe_runs_and_goes_on(home: Path, tmp_path: Path) -> None:
-    """``experiment=wan`` at tiny size, as docs/video.md has it: four stages by one command; again: nothing is left to do."""
+    """``experiment=wan`` at tiny size, as docs/video.md has it: four stages and an evaluation by one command; again: nothing is
+    left to do."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/wan").symlink_to(home / "base")
     (tmp_path / "data/video").symlink_to(home / "data")
     sizes = [*SHAPE, "stage.clip_frames=3", "stage.rollout_frames=3", "steps=2", *TINY, "train.fsdp=false"]
+    sizes += ["stage.size=quick", "stage.random_frames=8"]
     command = [sys.executable, "-m", "train", "experiment=wan", *sizes]
     first, again = (
         subprocess.run(command, cwd=tmp_path, env=environment(), text=True, capture_output=True, timeout=240) for _ in range(2)
@@ -248,7 +253,11 @@ def test_the_whole_recipe_runs_and_goes_on(home: Path, tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr[-3000:]
     exports = [tmp_path / f"runs/wan/{name}/export/model.safetensors" for name in ("teacher", "ar", "cd", "dmd")]
     assert all(path.is_file() for path in exports)
+    evaluated = json.loads((tmp_path / "runs/wan/evaluate/evaluation.json").read_text())
+    assert (evaluated["conditions"]["world"], evaluated["conditions"]["steps"]) == ("dmd", 2)
+    assert evaluated["rollouts"]["by_horizon"][0]["latent"]["dream_rmse"] > 0 and evaluated["conditions"]["horizon"] == 2
     assert again.returncode == 0 and again.stdout.count("finished before (2 steps)") == 4, again.stdout
+    assert "[5/5] evaluate: stage=evaluate world=@dmd -- finished before" in again.stdout
 
 
 @pytest.mark.slow
@@ -413,6 +422,7 @@ def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     wrong = {
         "an estimate is of one stage": ["model=wan_1_3b"],
         "stage=codec is not estimated": ["stage=codec"],
+        "stage=evaluate is not estimated": ["experiment=wan", "stage=evaluate"],
         "there is no stage=no": ["stage=no"],
         "a size is WIDTHxHEIGHT": ["stage=teacher", "--size", "830x480"],
         "--share lies in": ["stage=teacher", "--share", "2"],

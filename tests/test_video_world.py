@@ -126,6 +126,9 @@ def test_the_client_plays_it_by_prompt(public: Path) -> None:
     assert "the world 'tiny' holds no embedding of the prompt 'a castle'" in wrong.stderr  # whatever its folder is called
     with pytest.raises(ConfigError, match="the prompt is empty: give some words, or leave out --prompt"):
         number(out, " ")
+    with pytest.raises(ConfigError, match="'tiny' has the prompts 0 to 1, and no number 99: give a number that is there, or words"):
+        number(out, "99")
+    assert number(out, "1") == number(out, " 1 ") == number(out, "boats") == 1
 
 
 def test_a_picture_starts_a_frame_wise_world(public: Path, capsys, monkeypatch) -> None:

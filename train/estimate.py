@@ -209,11 +209,12 @@ def composed(settings: Sequence[str]) -> RunConfig:
 
     from train.checks import validate
     from train.explain import CONF
-    from train.settings import explain_settings
+    from train.settings import explain_settings, with_recipe
 
     register()
     if not any(word.startswith("stage=") for word in settings):
         raise ConfigError("an estimate is of one stage: give stage=NAME")
+    settings = with_recipe(settings)
     explain_settings([*settings, "--cfg", "job"])
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = OmegaConf.to_object(compose("train", overrides=list(settings)))

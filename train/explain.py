@@ -16,11 +16,11 @@ from hydra.plugins.launcher import Launcher
 
 from train.config import STAGES, RecipeStage, RunConfig
 from train.options import DataOptions, SamplerOptions, TrainOptions
-from train.stage_options import STUDENTS, DmdStage, StageOptions
+from train.stage_options import STUDENTS, DmdStage, StageOptions, TrainingOptions
 from worldmodel.errors import ConfigError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-GROUPS = ("stage", "model", "data", "experiment")
+GROUPS = ("stage", "training", "model", "data", "experiment")
 RECIPE = "recipe"
 LAUNCHERS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "slurm": "submitit"}
 
@@ -116,6 +116,11 @@ def stage_kind(overrides: Sequence[Override]) -> type:
     """The dataclass of the stage that the overrides choose."""
     stages = [v for o in overrides if o.key_or_group == "stage" for v in values(o)]
     return {**STAGES, RECIPE: RecipeStage}.get(stages[0], StageOptions) if stages else StageOptions
+
+
+def trains(stage: str) -> bool:
+    """Whether the stage of that name trains; to one that does not, what an experiment sets of ``training`` says nothing."""
+    return issubclass(STAGES.get(stage, TrainingOptions), TrainingOptions)
 
 
 def walk(path: str, overrides: Sequence[Override]) -> tuple[list[str], str, type | None]:

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from train import record, sources
 from train.checks import validate
 from train.config import STAGES, RunConfig
-from train.explain import RECIPE, check_entry, check_used, translate, values
+from train.explain import RECIPE, check_entry, check_used, trains, translate, values
 from train.stage_options import StageOptions, TrainingOptions
 from worldmodel.config import EXPORT, find_world
 from worldmodel.errors import ConfigError
@@ -146,6 +146,9 @@ def _merged(own: Sequence[str], asked: Sequence[Override]) -> list[Override]:
     check_used(mine)
     known = {f"stage.{f.name}" for f in dataclasses.fields(STAGES[stages[0]])}
     theirs = [o for o in asked if o.key_or_group.split(".")[0] not in _OWN or o.key_or_group in known]
+    if not trains(stages[0]):
+        mine += OverridesParser.create().parse_overrides(["~training"])
+        theirs = [o for o in theirs if o.key_or_group != "training"]
     taken = {o.key_or_group for o in theirs}
     if taken & {"steps", "minutes"}:
         taken |= {"steps", "minutes"}  # one budget replaces the other

@@ -2,7 +2,7 @@
 
 Writes report.md (tables of runs, evaluations, costs, and of worlds by step count), loss-STAGE.png (the runs of a stage in one
 picture) and gain.png (by horizon, the PSNR gain over the repeated last frame). What a run did not measure is a dash. Definitions:
-train/evaluate.py.
+train/evaluate.py, of videos train/evaluate_video.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 from train import report_plots
 from train.report_compare import cost_table, steps_table
 from train.report_runs import GAP, Row, Run, at, dig, gather, horizons, number
+from train.report_videos import NOTE as VIDEO_NOTE
+from train.report_videos import is_of_videos, video_table
 from worldmodel.errors import DataError, WorldModelError
 
 
@@ -132,7 +134,9 @@ def grid(table: Sequence[Row]) -> list[str]:
 def text(runs: Sequence[Run], problems: Sequence[str]) -> str:
     """The whole report."""
     lines = ["# Runs", "", *grid(run_table(runs))]
-    evaluated = [run for run in runs if run.evaluation]
+    evaluated = [run for run in runs if run.evaluation and not is_of_videos(run)]
+    if videos := [run for run in runs if is_of_videos(run)]:
+        lines += ["", "# Evaluations on videos", "", *grid(video_table(videos)), "", VIDEO_NOTE]
     if evaluated:
         note = "Gains: PSNR of the dream minus that of the repeated last frame, dB, by frames after the last real one."
         lines += ["", "# Evaluations", "", *grid(evaluation_table(evaluated)), "", note]

@@ -37,20 +37,11 @@ class LastingCache(KVCache):
     def __init__(self, *, window: int, frames: int, **options: Any) -> None:
         super().__init__(window=max(window, frames), **options)
         assert frames <= window or not self.sink
-        self._reach = window - self.chunk
-
-    def visible(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
-        keys, values = super().visible(layer, tokens)
-        return keys[:, :, self._begin :], values[:, :, self._begin :]
+        self.reach = window - self.chunk
 
     def seen(self) -> SeenFrames:
         """What a pass sees now, to be seen again when the cache has moved on."""
-        return SeenFrames(self.store[..., self._begin : self.filled * self.tokens, :], 0)
-
-    @property
-    def _begin(self) -> int:
-        """The first token that attention sees."""
-        return max(self.filled - self._reach, 0) * self.tokens
+        return SeenFrames(self.store[..., self.begin : self.filled * self.tokens, :], 0)
 
 
 class SeenFrames(FrozenCache):

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from train import recipe
 from train.checks import check_name
 from train.config import RunConfig
-from train.explain import CONF, GROUPS, RECIPE, check_choice, check_used, flat, translate, unknown_key, walk
+from train.explain import CONF, GROUPS, RECIPE, check_choice, check_used, flat, trains, translate, unknown_key, walk
 from worldmodel.errors import ConfigError
 
 SWEEP = {"-m", "--multirun"}
@@ -42,11 +42,13 @@ def options_first(arguments: Sequence[str]) -> list[str]:
 def with_recipe(arguments: Sequence[str]) -> list[str]:
     """``experiment=NAME`` without ``stage=`` means the whole recipe of that experiment, in a folder of the same name.
 
-    ``only=cd,dmd`` is taken as the list that it is meant to be.
+    ``only=cd,dmd`` is taken as the list that it is meant to be. A stage that does not train goes without ``training``.
     """
     arguments = [f"only=[{a[5:]}]" if a.startswith("only=") and not a.startswith("only=[") else a for a in arguments]
     given = dict(a.lstrip("+").split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
     experiment = given.get("experiment", "null")
+    if not trains(given.get("stage", "")):
+        return [*(a for a in arguments if a.lstrip("~").partition("=")[0] != "training"), "~training"]
     if "stage" in given or experiment in ("", "null", "None"):
         return arguments
     name = [] if "name" in given else [f"name={experiment.replace(',', '-')}"]

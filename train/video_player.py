@@ -65,6 +65,8 @@ def open_player(config: RunConfig, out: Path, device: torch.device, report: Repo
         world = load_video(folder)
         network, sampler, model, decoder = world.config.model, world.config.sampler, world.model, world.decoder
         name, digest = world.config.name, world.weights_hash
+        if sampler.rolling:
+            raise ConfigError(f"world={config.world} dreams several chunks at once, which rollouts of training do not: play it")
     taken = {field.name: getattr(network, field.name) for field in dataclasses.fields(config.model.dit)}
     options = dataclasses.replace(config.model, dit=dataclasses.replace(config.model.dit, **taken))
     context = Context(dataclasses.replace(config, model=options), Ranks(0, 1, device), out, report)

@@ -47,12 +47,13 @@ def world_config(
         sampler=SamplerConfig(
             kind="consistency",
             shift=SHIFT,
-            presets=tuple(sorted({1, 2, 4, card.steps})),
+            presets=(card.steps,) if card.rolling else tuple(sorted({1, 2, 4, card.steps})),
             steps=card.steps,
             window=card.window,
             sink=card.sink,
             chunk=card.chunk,
             first_steps=card.first_steps,
+            rolling=card.rolling,
         ),
         actions=CAMERA_ACTIONS if model.camera else ActionSpec(),
         memory_mb={"bfloat16": card.memory_mb} if card.memory_mb else {},
@@ -108,9 +109,12 @@ def _vae_width(state: Mapping[str, Tensor]) -> int:
     return max(1, len(state.get("encoder.conv1.bias", ())))
 
 
-def embedded(texts: Sequence[str], encoder: Path, tokenizer: Path) -> list[Prompt]:
-    """Prompts with their embeddings, from the cache or the text encoder. Raises CheckpointError, ConfigError."""
-    vectors, made_by = embed(texts, encoder, tokenizer)
+def embedded(texts: Sequence[str], encoder: Path, tokenizer: Path, device: str = "cpu") -> list[Prompt]:
+    """Prompts with their embeddings, from the cache or the text encoder, which runs on `device`.
+
+    Raises CheckpointError, ConfigError.
+    """
+    vectors, made_by = embed(texts, encoder, tokenizer, device)
     return [Prompt(text, vector, made_by) for text, vector in zip(texts, vectors, strict=True)]
 
 
@@ -178,6 +182,7 @@ def add_prompts(folder: Path, prompts: Sequence[Prompt]) -> None:
 
 def _readme(config: WorldConfig, card: VideoCard) -> str:
     steps = f"{config.sampler.steps} denoising steps" + (f", {card.first_steps} for the first" if card.first_steps else "")
+    steps += f", {config.sampler.steps} chunks dreamed together" if card.rolling else ""
     return f"""# {config.title}
 
 Converted from `{card.model.file}` of `{card.model.repo}`; its licence and terms are those of that repository.

@@ -152,6 +152,8 @@ class SamplerConfig:
     frames are kept for ever. chunk: latent frames denoised together. context_sigma: noise level at which a finished frame is
     committed to the cache (0 = clean). sigmas: noise levels by step count, where they are not the shifted even grid. first_steps:
     steps of a rollout's first chunk where that differs (video worlds, whose rollouts begin with nothing; 0 = as all).
+    rolling: `steps` chunks are denoised together, each one level behind the next (students trained so; `worldmodel.rolling`); the
+    window holds the sink and all of them.
     """
 
     kind: str = "euler"
@@ -164,6 +166,7 @@ class SamplerConfig:
     context_sigma: float = 0.0
     sigmas: dict[str, tuple[float, ...]] = field(default_factory=dict)
     first_steps: int = 0
+    rolling: bool = False
 
     def __post_init__(self) -> None:
         _require(self.kind in SAMPLERS, f"sampler.kind is one of {', '.join(SAMPLERS)}, got {self.kind!r}")
@@ -177,8 +180,12 @@ class SamplerConfig:
         _require(0 <= self.first_steps <= MOST_STEPS, f"sampler.first_steps lies in 0 to {MOST_STEPS}, got {self.first_steps}")
         _require(self.sink >= 0, f"sampler.sink cannot be negative, got {self.sink}")
         _require(self.window <= _MOST_WINDOW, f"sampler.window can be at most {_MOST_WINDOW} frames, got {self.window}")
-        least = self.least_window
-        _require(self.window >= least, f"sampler.window {self.window} must hold sink, chunk and one more frame: at least {least}")
+        least, what = self.least_window, f" and {self.steps} chunks" if self.rolling else ", chunk and one more frame"
+        _require(self.window >= least, f"sampler.window {self.window} must hold sink{what}: at least {least}")
+        _require(
+            not self.rolling or (self.kind == "consistency" and not self.first_steps),
+            "sampler.rolling goes with sampler.kind consistency, and without sampler.first_steps",
+        )
         _require(0.0 <= self.context_sigma < 1.0, f"sampler.context_sigma lies in [0, 1), got {self.context_sigma}")
         for steps, sigmas in self.sigmas.items():
             falling = all(a > b for a, b in itertools.pairwise(sigmas))
@@ -189,8 +196,13 @@ class SamplerConfig:
 
     @property
     def least_window(self) -> int:
-        """The smallest window that goes with this chunk and sink."""
-        return self.sink + self.chunk + 1
+        """The smallest window that goes with these chunks and sink."""
+        return self.sink + (self.together if self.rolling else self.chunk + 1)
+
+    @property
+    def together(self) -> int:
+        """Latent frames of one denoising pass."""
+        return self.chunk * (self.steps if self.rolling else 1)
 
 
 @dataclass(frozen=True)
@@ -242,6 +254,10 @@ class WorldConfig:
         _require(self.frames_per_latent >= 1, f"frames_per_latent must be at least 1, got {self.frames_per_latent}")
         flow_map = self.sampler.kind == "flow_map"
         _require(flow_map == self.model.flow_map, "the sampler flow_map goes with model.flow_map, and only with it")
+        _require(
+            not self.sampler.rolling or (self.family == "wan" and not self.model.camera),
+            "sampler.rolling dreams ahead of what a player does: it goes with video worlds without a camera",
+        )
         _require((self.family == "wan") == (self.codec.kind != "frame"), "codec.kind frame goes with the family worldmodel alone")
         if self.family == "worldmodel":
             _require(

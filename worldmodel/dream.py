@@ -17,6 +17,7 @@ from worldmodel.config import MOST_STEPS, WorldConfig
 from worldmodel.errors import ConfigError, DeviceError
 from worldmodel.frame_program import Finished, FrameProgram, Given
 from worldmodel.models.dit import DiT
+from worldmodel.rolling import RollingWindow
 from worldmodel.screen import Screen
 from worldmodel.world import Frame
 
@@ -54,7 +55,8 @@ class Dream:
             raise ConfigError(f"steps must lie in 1 to {MOST_STEPS}, got {self.steps}: the world was made for {sampler.steps}")
         self.device_note, self.merge = "", False
         self._device, self._dtype, self.model = device, dtype, model
-        self.cache = model.make_cache(config.latent_size[1:], sampler.window, sampler.chunk, sampler.sink, cameras=cameras)
+        shape = config.latent_size[1:], sampler.window, sampler.chunk, sampler.sink
+        self.cache = model.make_cache(*shape, cameras=cameras, apart=sampler.rolling)
         self._program, self._screen = FrameProgram(model, self.cache, sampler), Screen(decode_on or device)
         self._pending: Finished | None = None
         self._committed = runtime.Stopwatch(device)
@@ -102,6 +104,25 @@ class Dream:
         with watch.part("denoise"):
             noise = self._noise("noise", number)
             clean = self._program.denoise(noise, levels, lambda i: self._noise("renoise", number, i), given, finished)
+        return self._show(clean, given, watch)
+
+    def _roll(self, number: int, window: RollingWindow, given: Given) -> tuple[Frame, ...]:
+        """As `_dream`, of the oldest chunk of a window whose chunks are dreamed together; the others go on, too."""
+        watch, chunk = runtime.Stopwatch(self._device), self.config.sampler.chunk
+        self._settle()
+
+        def draw(purpose: str, behind: int, level: int = 0) -> Tensor:
+            drawn = self._noise(purpose, number + behind * chunk, level)
+            there = torch.empty_like(drawn, device=self._device)
+            runtime.upload(drawn, there)
+            return there
+
+        with watch.part("denoise"):
+            clean = window.next(
+                lambda noisy, levels: self._program.together(noisy, levels, given),
+                lambda behind: draw("noise", behind),
+                lambda behind, level: draw("renoise", behind, level),
+            )
         return self._show(clean, given, watch)
 
     def _show(self, clean: Tensor, given: Given, watch: runtime.Stopwatch) -> tuple[Frame, ...]:

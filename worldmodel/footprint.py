@@ -6,6 +6,7 @@ device's libraries are not in it. Shapes: T latents of a chunk, L tokens, D text
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from worldmodel import runtime
 from worldmodel.config import WorldConfig
 from worldmodel.models.attention import Layout
 from worldmodel.models.dit import DiT
+from worldmodel.models.kv_cache import RollingCache
 from worldmodel.models.video import StreamNet, VideoDecoder, VideoEncoder
 from worldmodel.placement import Machine, Sizes
 
@@ -78,23 +80,28 @@ def sizes_of(config: WorldConfig, decoder: StreamNet, encoder: StreamNet | None 
     with META:  # networks alone: what is cached by its arguments must not be made of shapes
         one = DiT(replace(config.model, layers=1)).to(HALF)
     whole = weights(one) + weights(one.blocks[0]) * (config.model.layers - 1)
-    cache = one.make_cache(config.latent_size[1:], sampler.window, sampler.chunk, sampler.sink, cameras=config.model.camera)
+    shape, frames = (config.latent_size[1:], sampler.window, sampler.chunk, sampler.sink), sampler.together
+    cache = one.make_cache(*shape, cameras=config.model.camera, apart=sampler.rolling)
     cache._move_to(cache.past)  # full: a pass sees most then
-    latent = _shape(1, sampler.chunk, *config.latent_size, dtype=HALF)
-    level, views = _shape(1, sampler.chunk), (_shape(1, sampler.chunk, 4, 4), _shape(1, sampler.chunk, 3, 3))
+    latent = _shape(1, frames, *config.latent_size, dtype=HALF)
+    level, views = _shape(1, frames), (_shape(1, frames, 4, 4), _shape(1, frames, 3, 3))
     ctx = one.context(latent.shape, META, Layout.bidirectional(), cameras=views if config.model.camera else None, cache=cache)
+    if sampler.rolling:
+        ctx = replace(ctx, cache=RollingCache(cache, *(part.to(META) for part in one.rolling_cache(cache, frames))))
     states = one.text_states(_shape(1, 1, config.model.text_dim, dtype=HALF)) if config.model.text_dim else None
     decoder = decoder.to(HALF)
 
     def decode() -> None:
         stream = VideoDecoder(decoder)
         for _ in range(3):  # its memory is full then
-            stream.decode(latent[:, :1])
+            stream.decode(latent[:, : sampler.chunk])
 
     def encode() -> None:
         assert encoder is not None
         VideoEncoder(encoder).encode(_shape(1, 1, 3, config.height, config.width))
 
+    steps = max(sampler.steps, sampler.first_steps)
+    drawn = 2 * steps * HALF.itemsize * sampler.chunk * math.prod(config.latent_size)  # noise of this step, and of the next
     return Sizes(
         network=whole,
         decoder=weights(decoder),
@@ -102,11 +109,12 @@ def sizes_of(config: WorldConfig, decoder: StreamNet, encoder: StreamNet | None 
         window=sampler.window,
         least=sampler.least_window,
         texts=config.model.layers * sum(t.nbytes for pair in states or () for t in pair),
-        a_pass=alive(lambda: one.denoise(latent, level, ctx, text=states)),
+        a_pass=alive(lambda: one.denoise(latent, level, ctx, text=states)) + drawn,
         decoding=alive(decode),
         encoder=0 if encoder is None else 2 * weights(encoder) + alive(encode),
         text_file=text[0],
         text_layer=text[1],
+        pictures=sampler.chunk * config.frames_per_latent * config.height * config.width * 3,
     )
 
 

@@ -22,7 +22,7 @@ from worldmodel.config import SamplerConfig
 from worldmodel.diffusion import sample
 from worldmodel.models.attention import AttentionContext, Layout
 from worldmodel.models.dit import Condition, DiT, TextStates
-from worldmodel.models.kv_cache import KVCache, MergedCache
+from worldmodel.models.kv_cache import KVCache, MergedCache, RollingCache
 from worldmodel.runtime import capture_graph, upload
 
 Pass = Callable[..., tuple[Tensor, Tensor]]
@@ -134,6 +134,27 @@ class FrameProgram:
         if finished is not None:
             self._cache.advance()
         return clean
+
+    def together(self, noisy: Tensor, levels: Sequence[float], given: Given) -> Tensor:
+        """The clean latents that one pass over several chunks (1,n*T,C,H,W) implies, each at its own of the n levels.
+
+        The sink of the cache is `apart`; its scratch is left alone.
+        """
+        many = len(levels)
+        pairs = [(sigma, 0.0) for sigma in levels]
+        for pair in pairs:
+            self._prepare(pair, noisy.shape[1] // many)
+        x, (ctx, actions) = self._put(f"{many} latents", noisy), self._fill(noisy.shape, given, f"{many} ")
+        rows, cos, sin = self._model.rolling_cache(self._cache, noisy.shape[1])
+        turn = self._put("turn cos", cos), self._put("turn sin", sin)
+        ctx = replace(ctx, cache=RollingCache(self._cache, self._put(f"{len(rows)} rows", rows), *turn))
+
+        def run() -> Tensor:
+            velocity = self._model.velocity(x, self._condition(pairs, self._embed(actions)), ctx, self._text)
+            parts = zip(x.chunk(many, dim=1), velocity.chunk(many, dim=1), levels, strict=True)
+            return torch.cat([part - sigma * change for part, change, sigma in parts], dim=1)
+
+        return self._run(("together", *levels), run)
 
     def commit(self, clean: Tensor, given: Given) -> None:
         """Put the finished chunk (1,T,C,H,W) into the cache."""

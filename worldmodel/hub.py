@@ -62,14 +62,16 @@ def pending(world: str, revision: str | None = None, offline: bool = False) -> P
 def fetch_world(repo: str, revision: str | None = None, offline: bool = False, yes: bool = True) -> Path:
     """The verified folder of world `repo` (``ORG/NAME``) at a branch, tag or commit (None: main), fetched first if it is not here.
 
-    Says on stdout what it will fetch before it does, and unless `yes` asks. Without a connection, or without a yes, the copy that
-    is here is used, and that is said. Raises HubError: unreachable, gated, unknown, no space, no yes, damaged, no whole world.
+    Says on stdout what it will fetch before it does, and unless `yes` asks. Without a connection, access, space or a yes, the copy
+    that is here is used, and that is said. Raises HubError: unreachable, gated, unknown, no space, no yes, damaged, no whole world.
     """
     found = _resolve(repo, revision, offline)
     if isinstance(found, Path):
         return found
-    announce(found.text(), repo, found.folder.parent, found.room)
     try:
+        if found.gated:
+            check_access(repo)
+        announce(found.text(), repo, found.folder.parent, found.room)
         if not yes:
             ask("Fetch this once?")
     except HubError as error:
@@ -170,11 +172,13 @@ def _resolve(repo: str, revision: str | None, offline: bool) -> Path | Plan:
 
 @dataclass(frozen=True)
 class Listing:
-    """The hub's description of a revision: the commit, the licence in the card, and the files by name."""
+    """The hub's description of a revision: the commit, the licence in the card, the files by name, and whether everybody sees
+    them described, but only those who have accepted the terms may read them."""
 
     commit: str
     licence: str
     files: dict[str, RemoteFile]
+    gated: bool
 
 
 def listing(repo: str, revision: str) -> Listing:
@@ -190,7 +194,15 @@ def listing(repo: str, revision: str) -> Listing:
         digest = str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
         files[entry.rfilename] = RemoteFile(entry.rfilename, entry.size or 0, digest, entry.lfs is not None)
     licence = str((info.card_data.get("license") if info.card_data else None) or "not stated")[:80]
-    return Listing(commit, "".join(c if c.isprintable() else " " for c in licence), files)
+    return Listing(commit, "".join(c if c.isprintable() else " " for c in licence), files, bool(info.gated))
+
+
+def check_access(repo: str) -> None:
+    """Raise HubError unless the files of a gated repository may be read: what to accept, and where to log in."""
+    from huggingface_hub import HfApi
+
+    with explained(repo):
+        HfApi().auth_check(repo)
 
 
 def _ask(repo: str, revision: str) -> Plan:
@@ -205,4 +217,4 @@ def _ask(repo: str, revision: str) -> Plan:
     lacking = sorted({*NEEDED, SUMS} - {file.name for file in files})
     if lacking:
         raise HubError(f"{repo} at {revision} is not a world, it has no {lacking[0]}: check the name, or --revision")
-    return Plan(repo, revision, found.commit, found.licence, tuple(files), _home(repo) / found.commit)
+    return Plan(repo, revision, found.commit, found.licence, tuple(files), _home(repo) / found.commit, found.gated)

@@ -43,7 +43,10 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a download will fetch. commit: the revision, pinned. folder: where the finished world will be. licence: of the card."""
+    """What a download will fetch. commit: the revision, pinned. folder: where the finished world will be. licence: of the card.
+
+    gated: its terms must have been accepted.
+    """
 
     repo: str
     revision: str
@@ -51,6 +54,7 @@ class Plan:
     licence: str
     files: tuple[RemoteFile, ...]
     folder: Path
+    gated: bool
 
     @property
     def part(self) -> Path:

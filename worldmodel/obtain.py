@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING
 from worldmodel.amounts import megabytes
 from worldmodel.consent import announce, ask
 from worldmodel.errors import CheckpointError, ConfigError, HubError
-from worldmodel.hub import Listing, home, listing
+from worldmodel.hub import Listing, check_access, home, listing
 from worldmodel.hub_errors import explained
 from worldmodel.hub_transfer import SPARE, Meter, RemoteFile, fetch_file, free_space, partial, tuned_client
-from worldmodel.prompt_list import entries, find
+from worldmodel.prompt_list import check_number, entries, find
 from worldmodel.published import Source, VideoCard, is_card, read_card
 
 if TYPE_CHECKING:
     from worldmodel.prompt_book import PromptBook
+    from worldmodel.video_world import Prompt
 
 WORLD, TEXT = ("model", "decoder", "encoder"), ("text_encoder", "tokenizer")  # fields of the card
 
@@ -47,7 +48,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Part:
-    """A file to fetch. field: of the card. target: where it is kept."""
+    """A file to fetch. field: of the card. target: where it is kept. gated: its repository's terms must have been accepted."""
 
     field: str
     source: Source
@@ -55,6 +56,7 @@ class Part:
     licence: str
     file: RemoteFile
     target: Path
+    gated: bool
 
     @property
     def left(self) -> int:
@@ -118,7 +120,7 @@ def obtain(wish: Wish) -> tuple[Path, str]:
         faster = order.make and _is_here(order.folder)  # somebody else was
         if not faster:
             _fetch(order)
-            _make(order)
+            _make(order, wish.device)
     return obtain(replace(wish, yes=True)) if faster else (order.folder, source)
 
 
@@ -145,9 +147,12 @@ def plan_of(wish: Wish) -> tuple[Order, str]:
         card = replace(card, model=Source(card.model.repo, card.model.file, revision))
     folder = home() / "published" / Path(name).stem / card.id
     make, wanted = not _is_here(folder), (wish.prompt or "").strip()
-    if make and (not wanted or wanted.isdecimal()):  # a number chooses among the prompts of a world that is there
+    if make and (not wanted or wanted.isdecimal()):  # a number chooses among prompts, of which there is the card's then
+        check_number(wanted, 1, Path(name).stem)
         wanted = card.prompt
     text = wanted if wanted and (make or find(folder, wanted) is None) else None
+    if text is not None and not make:
+        check_number(text, len(entries(folder)), Path(name).stem)
     encode = text is not None and (make or not _book(folder).knows(text))
     parts = _parts(card, (*(WORLD if make else ()), *(TEXT if encode else ())), wish.offline, name)
     return Order(Path(name).stem, card, folder, text, make, parts), name + (f"@{revision}" if revision else "")
@@ -158,11 +163,15 @@ def _is_here(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def _book(folder: Path) -> PromptBook:
-    """Where prompts of a world come from that need nothing of the hub."""
+def _book(folder: Path, device: str = "cpu") -> PromptBook:
+    """Where prompts of a world come from that need nothing of the hub. device: of the text encoder."""
     from worldmodel.prompt_book import PromptBook
 
-    return PromptBook({}, next((entry.encoder for entry in entries(folder)), ""))
+    return PromptBook({}, _encoder_id(folder), device)
+
+
+def _encoder_id(folder: Path) -> str:
+    return next((entry.encoder for entry in entries(folder)), "")
 
 
 def _parts(card: VideoCard, fields: Sequence[str], offline: bool, name: str) -> tuple[Part, ...]:
@@ -191,11 +200,13 @@ def _part(field: str, source: Source, known: Listing) -> Part:
             f"{source.file} of {source.repo} is not the file that this version knows (another size or hash): update worldmodel"
         )
     target = home() / "files" / file.digest / Path(source.file).name
-    return Part(field, source, known.commit, known.licence, file, target)
+    return Part(field, source, known.commit, known.licence, file, target, known.gated)
 
 
 def _agree(order: Order, wish: Wish) -> None:
-    """Say what will be fetched and see that there is room and a yes. Raises HubError, DeviceError."""
+    """Say what will be fetched and see that there is access, room and a yes. Raises HubError, DeviceError."""
+    for repo in dict.fromkeys(part.source.repo for part in order.parts if part.gated and part.left):
+        check_access(repo)
     announce(order.words(), order.name, home(), order.room)
     if order.make:
         _check_memory(order, wish)
@@ -230,19 +241,13 @@ def _fetch(order: Order) -> None:
         raise
 
 
-def _make(order: Order) -> None:
+def _make(order: Order, device: str) -> None:
     """Convert and encode what was fetched; the world gets its name when it is whole. Raises WorldModelErrors."""
-    from worldmodel.assemble import add_prompts, assemble, embedded
-    from worldmodel.video_world import Prompt
+    from worldmodel.assemble import add_prompts, assemble
 
-    files, text = {part.field: part.target for part in order.parts}, order.text or ""
+    files = {part.field: part.target for part in order.parts}
     try:
-        print(f"encoding the prompt {text!r}", flush=True)
-        if "tokenizer" in files:
-            prompts = embedded([text], files["text_encoder"], files["tokenizer"])
-        else:
-            book = _book(order.folder)
-            prompts = [Prompt(text, book(text), book.encoder)]
+        prompts = [_encoded(order, files, device)]
         if not order.make:
             add_prompts(order.folder, prompts)
             return
@@ -252,3 +257,21 @@ def _make(order: Order) -> None:
     except CheckpointError as error:
         raise CheckpointError(f"{order.name} could not be made: {error}") from error
     shutil.rmtree(files["model"].parent, ignore_errors=True)
+
+
+def _encoded(order: Order, files: Mapping[str, Path], device: str) -> Prompt:
+    """The prompt that is asked for. No network is loaded yet: its text encoder may have what is free on `device`."""
+    from worldmodel.assemble import embedded
+    from worldmodel.models.wan.text import layer_bytes
+    from worldmodel.placement import spoken
+    from worldmodel.prompt_book import encoder_sizes
+    from worldmodel.video_world import Prompt, text_device
+
+    text, fetched = order.text or "", "tokenizer" in files
+    layer = layer_bytes(files["text_encoder"]) if fetched else encoder_sizes(_encoder_id(order.folder))[1]
+    place = text_device(device, layer)
+    print(f"encoding the prompt {text!r} on {spoken(place)}", flush=True)
+    if fetched:
+        return embedded([text], files["text_encoder"], files["tokenizer"], place)[0]
+    book = _book(order.folder, place)
+    return Prompt(text, book(text), book.encoder)

@@ -13,6 +13,8 @@ from worldmodel.amounts import megabytes
 from worldmodel.errors import ConfigError, DeviceError
 
 ROOM = 10**9  # bytes left free: workspaces of libraries, fragments, the window. Assumed, not measured
+HELD = 3  # steps whose pictures are in the CPU's memory: those being made, waiting and shown
+MAKING = 9  # bytes of a value of a picture while it is made: twice as float32, and as the byte that it becomes
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number
 DECODERS = ("auto", "gpu", "cpu")
 
@@ -22,8 +24,8 @@ class Sizes:
     """What a video world takes, in bytes, where a number has two of them; float32 takes twice that.
 
     network, decoder: weights. latent: keys and values of one latent; window of them are kept, at least `least`. texts: keys and
-    values of a prompt. a_pass, decoding: what is alive meanwhile. The others are not scaled: encoder (weights and work in float32;
-    0: no start picture), text_file and text_layer (of the text encoder; 0: it is not here).
+    values of a prompt. a_pass, decoding: what is alive meanwhile, noise included. The others are not scaled: encoder (weights and
+    work in float32; 0: no start picture), text_file and text_layer (of the text encoder; 0: it is not here), pictures (of a step).
     """
 
     network: int
@@ -37,6 +39,7 @@ class Sizes:
     encoder: int = 0
     text_file: int = 0
     text_layer: int = 0
+    pictures: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,10 @@ class _Plan:
 
     @property
     def decoding(self) -> int:
-        return self._scaled(self.need.decoder + self.need.decoding, self.decoder_dtype)
+        return self.decoding_in(self.decoder_dtype)
+
+    def decoding_in(self, dtype: str) -> int:
+        return self._scaled(self.need.decoder + self.need.decoding, dtype) + MAKING * self.need.pictures
 
     @property
     def cache(self) -> int:
@@ -105,9 +111,22 @@ class _Plan:
         return self._scaled(self.need.texts + self.need.a_pass, self.dtype)
 
     @property
+    def pictures(self) -> int:
+        """Finished ones, on the CPU."""
+        return HELD * self.need.pictures
+
+    @property
     def taken(self) -> int:
         """Bytes on the network's device."""
-        return self.network + self.cache + self.work + (0 if self.apart else self.decoding)
+        parts = self.network + self.cache + self.work + (0 if self.apart else self.decoding)
+        return parts + (self.pictures if self.here.device == "cpu" else 0)
+
+    @property
+    def aside(self) -> int:
+        """Bytes on the CPU beside another device."""
+        if self.here.device == "cpu":
+            return 0
+        return self.pictures + (self.decoding + ROOM if self.apart else 0)
 
     @property
     def lacking(self) -> int:
@@ -116,8 +135,7 @@ class _Plan:
 
     @property
     def fits(self) -> bool:
-        aside = self.decoding + ROOM if self.apart else 0
-        return self.lacking <= 0 and (self.here.ram_free is None or aside <= self.here.ram_free)
+        return self.lacking <= 0 and (self.here.ram_free is None or self.aside <= self.here.ram_free)
 
     @property
     def fitting_window(self) -> int:
@@ -145,7 +163,7 @@ def place(name: str, need: Sizes, here: Machine, decoder: str = "auto", dtype: s
     if chosen is None:
         raise DeviceError(_shortage(name, plans, decoder))
     left = None if here.free is None else here.free - ROOM - chosen.taken
-    encoder = here.device if here.free is None or need.encoder + ROOM <= here.free else "cpu"
+    encoder = _encoder(name, need, here)
     text, keep = _text(need, here, left)
     lines = (
         _free_line(here),
@@ -170,24 +188,46 @@ def _decoders(here: Machine, wanted: str) -> Iterator[str]:
         yield "cpu"
 
 
+def _encoder(name: str, need: Sizes, here: Machine) -> str:
+    """Device of a start picture's encoder. Raises DeviceError if it has no room anywhere."""
+    for device, free in ((here.device, here.free), ("cpu", here.ram_free)):
+        if not need.encoder or free is None or need.encoder + ROOM <= free:
+            return device
+    raise DeviceError(
+        f"the encoder of {name}'s start picture needs {_words(need.encoder + ROOM)} of memory, where {_words(here.ram_free)} "
+        "of the CPU's are free: leave out --image, or close other programs"
+    )
+
+
+def text_alone(here: Machine, layer: int) -> str:
+    """Device of the text encoder while nothing else is loaded. layer: bytes of its largest layer."""
+    return _text_device(here, layer, None if here.free is None else here.free - ROOM)
+
+
+def _text_device(here: Machine, layer: int, left: int | None) -> str:
+    """Read layer by layer, the next comes before the last has gone."""
+    return "cpu" if left is None or left < 2 * layer + ROOM else here.device
+
+
 def _text(need: Sizes, here: Machine, left: int | None) -> tuple[str, bool]:
-    """Device of the text encoder, and whether it stays. Read layer by layer, the next comes before the last has gone."""
-    if here.device == "cpu" or left is None or left < 2 * need.text_layer + ROOM:
-        return "cpu", False
-    return here.device, left >= need.text_file + ROOM
+    """Device of the text encoder, and whether it stays."""
+    device = _text_device(here, need.text_layer, left)
+    return device, device != "cpu" and left is not None and left >= need.text_file + ROOM
 
 
 def _shortage(name: str, plans: list[_Plan], decoder: str) -> str:
     """One sentence: the shortfall of the most modest plan, and what would mend it."""
-    least = min(plans, key=lambda plan: plan.lacking)
+    least = min(plans, key=lambda plan: (max(plan.lacking, 0), plan.aside))
     here, need = least.here, least.need
-    if least.lacking <= 0:  # it is the decoder that has no room on the CPU
+    if least.lacking <= 0:  # it is the decoder, or what it makes, that has no room on the CPU
+        what, size = ("decoder needs", least.decoding) if least.apart else ("pictures need", least.pictures)
         return (
-            f"{name}'s decoder needs {_words(least.decoding)} of the CPU's memory, where {_words(here.ram_free)} are free: "
+            f"{name}'s {what} {_words(size)} of the CPU's memory, where {_words(here.ram_free)} are free: "
             "close other programs" + (", or give --decoder auto" if decoder == "cpu" else "")
         )
     parts = [f"network {_words(least.network)}", f"cache of {need.window} latents {_words(least.cache)}"]
     parts += [f"a pass {_words(least.work)}"] + ([] if least.apart else [f"decoder {_words(least.decoding)}"])
+    parts += [f"pictures {_words(least.pictures)}"] if here.device == "cpu" and need.pictures else []
     ways = [f"remember fewer latents with --window {least.fitting_window}"] if least.fitting_window >= need.least else []
     if decoder == "gpu" and least.lacking <= least.decoding:
         ways.append("leave out --decoder gpu")
@@ -212,7 +252,8 @@ def _memory(here: Machine) -> str:
     return "memory" if here.device == "cpu" else "GPU memory"
 
 
-def _name(device: str) -> str:
+def spoken(device: str) -> str:
+    """A device in words."""
     return "the CPU" if device == "cpu" else "the GPU"
 
 
@@ -226,31 +267,31 @@ def _free_line(here: Machine) -> str:
 
 
 def _network_lines(chosen: _Plan, first: _Plan) -> list[str]:
-    need, device = chosen.need, _name(chosen.here.device)
+    need, device = chosen.need, spoken(chosen.here.device)
     line = f"network ({_words(chosen.network)}), cache of {need.window} latents ({_words(chosen.cache)}) and a pass's work "
     line += f"({_words(chosen.work)}) on {device} in {chosen.dtype}"
     if chosen.dtype != first.dtype:
         line += f": {first.dtype}, which is faster here, would take {_words(first.taken)}"
     if not chosen.apart:
         return [line, f"decoder ({_words(chosen.decoding)}) on {device}, too"]
-    with_it = chosen.taken + chosen._scaled(need.decoder + need.decoding, chosen.dtype)
+    with_it = chosen.taken + chosen.decoding_in(chosen.dtype)
     lacking = 0 if chosen.here.free is None else with_it + ROOM - chosen.here.free
     why = f"{device} lacks {_words(lacking)} for it" if lacking > 0 else "asked for"
     return [line, f"decoder ({_words(chosen.decoding)}) on the CPU in {chosen.decoder_dtype}, slower: {why}"]
 
 
 def _encoder_line(need: Sizes, here: Machine, device: str) -> str:
-    why = "" if device == here.device else f", {_name(here.device)} has no room for it"
-    return f"start picture's encoder ({_words(need.encoder)}) on {_name(device)}{why}; let go before the network is loaded"
+    why = "" if device == here.device else f", {spoken(here.device)} has no room for it"
+    return f"start picture's encoder ({_words(need.encoder)}) on {spoken(device)}{why}; let go before the network is loaded"
 
 
 def _text_line(need: Sizes, here: Machine, device: str, keep: bool, left: int | None) -> str:
     if not need.text_file:
         return "text encoder: not on this machine, so prompts are those that are known here"
-    what = f"text encoder ({_words(need.text_file)}) on {_name(device)}"
+    what = f"text encoder ({_words(need.text_file)}) on {spoken(device)}"
     if keep:
         return f"{what}, loaded with the first new prompt and kept: {_words(left)} are left there"
-    why = "" if here.device == "cpu" or left is None else f": {_words(max(left, 0))} are left on {_name(here.device)}"
+    why = "" if here.device == "cpu" or left is None else f": {_words(max(left, 0))} are left on {spoken(here.device)}"
     return f"{what}, read layer by layer for a new prompt and let go{why}"
 
 

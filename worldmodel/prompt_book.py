@@ -19,13 +19,16 @@ from worldmodel.models.wan.text import layer_bytes
 from worldmodel.prompt_list import FOLDER
 
 
-def embed(texts: Sequence[str], encoder: Path, tokenizer: Path) -> tuple[list[Tensor], str]:
+def embed(texts: Sequence[str], encoder: Path, tokenizer: Path, device: str = "cpu") -> tuple[list[Tensor], str]:
     """Embeddings (L,D) of texts, from the cache or the text encoder, and the encoder's id, by which it is found again.
 
-    Raises CheckpointError, ConfigError.
+    device: where the text encoder runs; where that has no room after all, on the CPU. Raises CheckpointError, ConfigError.
     """
-    prompts = PromptEncoder(encoder, tokenizer)
-    made = _cache(prompts.id).embeddings(texts, prompts)
+    prompts = PromptEncoder(encoder, tokenizer, device)
+    try:
+        made = _cache(prompts.id).embeddings(texts, prompts)
+    except torch.OutOfMemoryError:
+        made = _cache(prompts.id).embeddings(texts, PromptEncoder(encoder, tokenizer))
     _remember(prompts.id, encoder, tokenizer)
     return made, prompts.id
 

@@ -41,6 +41,13 @@ def find(folder: Path, wanted: str) -> int | None:
     return None
 
 
+def check_number(wanted: str, count: int, name: str) -> None:
+    """Raise ConfigError for a bare number, which means a starting place and no text, of the world `name`, which has `count`."""
+    if wanted.strip().isdecimal() and not 0 <= int(wanted) < count:
+        there = f"the prompts 0 to {count - 1}" if count > 1 else "one prompt, number 0"
+        raise ConfigError(f"the world {name!r} has {there}, and no number {int(wanted)}: give a number that is there, or words")
+
+
 def number(folder: Path, wanted: str) -> int:
     """As `find`, but raises ConfigError if it is not there."""
     known, name = entries(folder), WorldConfig.load(folder).name
@@ -48,9 +55,10 @@ def number(folder: Path, wanted: str) -> int:
         raise ConfigError(f"the world {name!r} takes no prompt: choose a starting place with --spawn")
     if not wanted.strip():
         raise ConfigError("the prompt is empty: give some words, or leave out --prompt")
-    found = find(folder, wanted)
+    found = find(folder, wanted.strip())
     if found is not None:
         return found
+    check_number(wanted, len(known), name)
     listed = "; ".join(f"{i}: {entry.text[:50]}" for i, entry in enumerate(known))
     raise ConfigError(
         f"the world {name!r} holds no embedding of the prompt {wanted[:60]!r}: give one of these ({listed}), or add yours "

@@ -55,11 +55,13 @@ class VideoCard:
     height: int
     width: int
     fps: int
+    rolling: bool = False
 
     @property
     def id(self) -> str:
         """Short hash of all that the card says."""
-        return hashlib.sha256(json.dumps(to_dict(self), sort_keys=True).encode()).hexdigest()[:12]
+        said = {name: value for name, value in to_dict(self).items() if name != "rolling" or value}  # most do not speak of it
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def card_names() -> list[str]:

@@ -231,7 +231,8 @@ def memory_bytes(device: torch.device) -> int | None:
 def free_memory(device: torch.device) -> int | None:
     """Bytes of it that are free now (of a CPU's: that can be had without swapping); None where the system does not tell."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by this process, for its next tensors
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     path = Path("/proc/meminfo")

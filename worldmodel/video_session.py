@@ -28,6 +28,7 @@ from worldmodel.models.codec import to_uint8
 from worldmodel.models.dit import DiT, TextStates
 from worldmodel.models.kv_cache import CacheSnapshot
 from worldmodel.models.video import StreamNet, StreamSnapshot, VideoDecoder
+from worldmodel.rolling import RollingWindow
 from worldmodel.world import Frame
 
 CAMERA_ACTIONS = ActionSpec(
@@ -68,6 +69,7 @@ class VideoSnapshot:
     """Everything that decides what a session does next; independent of it. frame: the picture shown then."""
 
     cache: CacheSnapshot
+    waiting: Tensor | None
     stream: StreamSnapshot
     pose: np.ndarray
     text: TextStates
@@ -107,6 +109,7 @@ class VideoSession(Dream):
         self._decode_device, decode_dtype = decode_on or (device, dtype)
         model = model.to(device, dtype).eval()
         super().__init__(config, model, device, dtype, steps, cameras=model.cfg.camera, decode_on=self._decode_device)
+        self._rolling = self._rolling_window() if sampler.rolling else None
         self.weights_hash, self.threads = weights_hash, torch.get_num_threads()
         self.stream = VideoDecoder(decoder.to(self._decode_device, decode_dtype).eval())
         self.frames_per_action = sampler.chunk * config.frames_per_latent
@@ -180,6 +183,8 @@ class VideoSession(Dream):
         self.seed, self.index, self._pose = operator.index(seed), 0, np.eye(4)
         self.cache.reset()
         self.stream.reset()
+        if self._rolling is not None:
+            self._rolling.waiting = None
         if self._start is None:
             begun = self._chunk(camera_motion(NOOP, 1), first=True)[-1]
         else:
@@ -204,13 +209,16 @@ class VideoSession(Dream):
         """A copy of the state, to come back to with `restore`."""
         self._settle()
         cache, stream = self.cache.snapshot(), self.stream.snapshot()
-        return VideoSnapshot(cache, stream, self._pose.copy(), self._text, self.seed, self.index, self.frame)
+        waiting = None if self._rolling is None else self._rolling.waiting
+        return VideoSnapshot(cache, waiting, stream, self._pose.copy(), self._text, self.seed, self.index, self.frame)
 
     @torch.inference_mode()
     def restore(self, snapshot: VideoSnapshot) -> Frame:
         """Go back to a snapshot of this session; what follows is what followed then, given the same actions."""
         self._pending = None
         self.cache.restore(snapshot.cache)
+        if self._rolling is not None:
+            self._rolling.waiting = snapshot.waiting
         with self._screen.stream():
             self.stream.restore(snapshot.stream)
         self._pose, self._text = snapshot.pose.copy(), snapshot.text
@@ -225,9 +233,23 @@ class VideoSession(Dream):
         steps = sampler.first_steps if first and sampler.first_steps else self.steps
         return sampler.sigmas.get(str(steps)) or euler_sigmas(steps, sampler.shift)
 
+    def _rolling_window(self) -> RollingWindow:
+        """Raises ConfigError if the window does not hold as many chunks as there are steps."""
+        sampler = self.config.sampler
+        if sampler.sink + self.steps * sampler.chunk > sampler.window:
+            most = (sampler.window - sampler.sink) // sampler.chunk
+            raise ConfigError(
+                f"{self.name!r} dreams a chunk for every step at once, and sees {sampler.window} latents: "
+                f"take at most {most} steps, not {self.steps}"
+            )
+        return RollingWindow(self._levels(first=False), sampler.chunk)
+
     def _chunk(self, motion: tuple[float, float, float, float, float], first: bool) -> tuple[Frame, ...]:
         number = self.cache.position + (0 if self._pending is None else self.config.sampler.chunk)  # once that is committed
-        return self._dream(number, self._levels(first), self._given(self._move(motion, first)))
+        given = self._given(self._move(motion, first))
+        if self._rolling is not None:
+            return self._roll(number, self._rolling, given)
+        return self._dream(number, self._levels(first), given)
 
     def _decode(self, clean: Tensor) -> Tensor:
         return to_uint8(self.stream.decode(clean.to(self._decode_device))[0])

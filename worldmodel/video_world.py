@@ -27,7 +27,7 @@ from worldmodel.models.dit import DiT
 from worldmodel.models.video import StreamNet, VideoEncoder
 from worldmodel.models.wan.tiny_decoder import TinyDecoder
 from worldmodel.models.wan.vae import WanDecoder, WanEncoder
-from worldmodel.placement import Placement, place
+from worldmodel.placement import Placement, place, text_alone
 from worldmodel.prompt_book import PromptBook, encoder_sizes
 from worldmodel.sums import verify as verify_sums
 from worldmodel.sums import weights_id
@@ -171,6 +171,11 @@ def placed_on(
         net = decoder_of(config.codec)
     kind = "" if dtype is None else str(dtype).removeprefix("torch.")
     return place(config.name, sizes_of(config, net, encoder, text), machine(device), decoder, kind)
+
+
+def text_device(device: str, layer: int) -> str:
+    """Where prompts are encoded before a world is loaded: on `device` if it has the room. layer: see `sizes_of`, of the encoder."""
+    return text_alone(machine(runtime.pick_device(device)[0]), layer)
 
 
 @torch.inference_mode()

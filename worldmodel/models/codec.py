@@ -38,7 +38,8 @@ def to_float(rgb: np.ndarray | Tensor) -> Tensor:
 
 def to_uint8(rgb: Tensor) -> Tensor:
     """float (N,3,H,W) -> uint8 (N,H,W,3), on the same device."""
-    return ((rgb.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8).movedim(1, -1).contiguous()
+    levels = rgb.float().clamp(-1.0, 1.0).add_(1.0).mul_(127.5).round_()  # in place: pictures may be large
+    return levels.to(torch.uint8).movedim(1, -1).contiguous()
 
 
 class _Residual(nn.Module):

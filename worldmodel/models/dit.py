@@ -107,7 +107,14 @@ class DiT(nn.Module):
         return self.text(F.pad(text.to(weight.dtype), (0, 0, 0, self.cfg.text_len - text.shape[1])))
 
     def make_cache(
-        self, latent_hw: tuple[int, int], window: int, chunk: int = 1, sink: int = 0, batch: int = 1, cameras: bool = False
+        self,
+        latent_hw: tuple[int, int],
+        window: int,
+        chunk: int = 1,
+        sink: int = 0,
+        batch: int = 1,
+        cameras: bool = False,
+        apart: bool = False,
     ) -> KVCache:
         """An empty cache for latents of `latent_hw` = (H, W), on this model's device and in its dtype."""
         weight = self.patch.weight
@@ -119,6 +126,7 @@ class DiT(nn.Module):
             window=window,
             chunk=chunk,
             sink=sink,
+            apart=apart,
             batch=batch,
             device=weight.device,
             dtype=weight.dtype,
@@ -227,6 +235,11 @@ class DiT(nn.Module):
         if cache is None:
             plan = kernels.plan_blocks(layout.frame_mask(frames), rows * cols, device, layout.rule(frames))
         return AttentionContext(cos, sin, matrices, plan, cache)
+
+    def rolling_cache(self, cache: KVCache, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What `RollingCache` takes beside `cache`, for a pass over `frames` frames; on the CPU."""
+        rows, moved = cache.beside(frames)
+        return rows, *rope_tables((moved,), 1, 1, self.cfg.head_dim, rows.device)
 
     def _tokens(self, latents: Tensor) -> Tensor:
         """(B,T,C,H,W) -> (B,T,S,D); tokens ordered row, column; a token's values ordered channel, row, column."""

@@ -30,6 +30,9 @@ class KVCache:
     the finished chunk, moves it into the ring. Keys are stored rotated by their absolute frame index, so order in the ring does not
     matter. All indices live on the host: nothing is allocated and nothing waits for the device in steady state.
 
+    apart: the sink does not count among the `window` frames, and passes over one chunk see it only as long as it is one of the
+    newest; `beside` is for passes over several chunks, which see it always.
+
     With gradients enabled, passes do not write the scratch (autograd may need the old values): `extend` concatenates instead, and
     the pass before `commit` must run without gradients.
     """
@@ -44,14 +47,18 @@ class KVCache:
         window: int,
         chunk: int = 1,
         sink: int = 0,
+        apart: bool = False,
         batch: int = 1,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         assert window >= chunk + sink, "window must hold the sink frames and one chunk"
-        self.tokens, self.chunk, self.sink, self.past = tokens, chunk, sink, window - chunk
-        self.position = self.filled = 0  # frames committed so far; those of them that attention can still see
-        self.store = torch.zeros(layers, 2, batch, heads, window * tokens, head_dim, device=device, dtype=dtype)
+        self.tokens, self.chunk, self.sink, self.apart = tokens, chunk, sink, apart
+        self.reach = window - chunk  # past frames that a pass over one chunk sees
+        self.past = self.reach + (sink if apart else 0)
+        self.position = self.filled = 0  # frames committed so far; those of them that are kept
+        length = (self.past + chunk) * tokens
+        self.store = torch.zeros(layers, 2, batch, heads, length, head_dim, device=device, dtype=dtype)
 
     @property
     def full(self) -> bool:
@@ -86,8 +93,25 @@ class KVCache:
 
     def visible(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
         """Keys and values of all visible frames and of the first `tokens` of the scratch."""
-        end = self.filled * self.tokens + tokens
-        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
+        begin, end = self.begin, self.filled * self.tokens + tokens
+        return self.store[layer, 0, :, :, begin:end], self.store[layer, 1, :, :, begin:end]
+
+    @property
+    def begin(self) -> int:
+        """The first token of the store that a pass over one chunk sees."""
+        return max(self.filled - self.reach, 0) * self.tokens
+
+    def beside(self, frames: int) -> tuple[Tensor, int]:
+        """What a pass over `frames` new frames at once sees of a cache whose sink is `apart`: the sink, and as many of the newest
+        frames as the window then holds.
+
+        Their tokens in the store, long (K,) on the CPU, and by how many frames the sink must move to stand right before the others.
+        """
+        sink = min(self.sink, self.position)
+        newest = min(self.reach + self.chunk - self.sink - frames, self.position - sink)
+        first = self.position - newest
+        slots = torch.tensor([*range(sink), *(self.slot(frame) for frame in range(first, self.position))], dtype=torch.int64)
+        return (slots[:, None] * self.tokens + torch.arange(self.tokens)).flatten(), first - sink
 
     def slot(self, frame: int) -> int | None:
         """Where the frame with this index lives once committed; None if it is not kept (no ring beside the sink)."""
@@ -109,7 +133,7 @@ class KVCache:
     @property
     def mergeable(self) -> bool:
         """Whether the frames of a chunk have places of their own, as `MergedCache` needs it."""
-        return self.past - self.sink >= self.chunk
+        return not self.apart and self.past - self.sink >= self.chunk
 
     def rows(self) -> Tensor:
         """Where `commit` puts the tokens of the next chunk, long (chunk*S,) on the CPU; only of a cache that is `mergeable`."""
@@ -176,6 +200,30 @@ class FrozenCache:
     def fresh(self) -> Tensor:
         """(L,2,B,N,S,E): keys and values of the latents of the pass, of all layers."""
         return torch.stack(self._fresh)
+
+
+class RollingCache:
+    """A cache as a pass over several chunks sees it, all of them noisy (`KVCache.beside`). Nothing of such a pass is kept.
+
+    Keys lie there rotated by the frame they were made for. The sink's are turned on, so that it seems to have happened right before
+    the newest frames: the network never meets a distance that it was not trained on.
+    """
+
+    def __init__(self, cache: KVCache, rows: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """rows: as `KVCache.beside` has them, on the device. cos, sin (1,E/2): of the frames that the sink moves on."""
+        self._cache, self._rows, self._turn = cache, rows, (cos, sin)
+        self._sink = min(cache.sink * cache.tokens, len(rows))
+
+    def scratch(self, layer: int, tokens: int) -> None:
+        """Nothing is kept."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, written: bool) -> Tensor:
+        """As `KVCache.attend`."""
+        assert not written, "there is no place to write to"
+        keys, values = self._cache.store[layer].index_select(3, self._rows)
+        sink, newest = keys.split((self._sink, len(self._rows) - self._sink), dim=2)
+        keys = torch.cat((kernels.rotate(sink, *self._turn), newest, k), dim=2)
+        return kernels.ring_attention(q, keys, torch.cat((values, v), dim=2))
 
 
 class MergedCache:
