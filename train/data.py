@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from train.distributed import Ranks
-from train.unpack import Frames, Report, new_array, only_maker
+from train.unpack import Frames, Report, make_once, new_array
 from worldmodel.data.episode import write_atomic
 from worldmodel.errors import DataError
 from worldmodel.runtime import generator
@@ -198,10 +198,7 @@ def encode_latents(
     encode: uint8 (N,H,W,3) on `device` -> latents (N,C,H,W) at unit scale.
     """
     final = data.folder / f"latents-{codec_digest}.npy"
-    if not final.is_file():
-        with only_maker(final, report):
-            if not final.is_file():
-                _encode(data, encode, device, report, final)
+    make_once(final, lambda: _encode(data, encode, device, report, final), report)
     return open_array(final, len(data.frames))
 
 

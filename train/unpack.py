@@ -13,7 +13,7 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -104,12 +104,13 @@ def _survey(root: Path, report: Report) -> list[_Entry]:
     return found
 
 
-@contextlib.contextmanager
-def only_maker(final: Path, report: Report) -> Iterator[None]:
-    """One process at a time: who else wants to make `final` waits here, and has to look again whether it is still missing."""
+def make_once(final: Path, make: Callable[[], None], report: Report) -> None:
+    """Call `make` unless `final` is there: of several processes one makes it, the others wait. It gets its name only when whole."""
     from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock
 
+    if final.exists():
+        return
     final.parent.mkdir(parents=True, exist_ok=True)
     lock = final.with_name(f".{final.name}.lock")
     with contextlib.ExitStack() as held:
@@ -118,7 +119,8 @@ def only_maker(final: Path, report: Report) -> Iterator[None]:
         except Timeout:
             report(f"waiting for another process that makes {final}")
             held.enter_context(WeakFileLock(lock))
-        yield
+        if not final.exists():  # the other process may have made it while we waited
+            make()
 
 
 def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
@@ -147,11 +149,7 @@ def unpack(root: Path, cache: Path | None, workers: int, report: Report) -> Fram
     entries = _survey(root, report)
     digest = hashlib.sha256("\n".join(e.checksum for e in entries).encode()).hexdigest()[:16]
     folder = (cache or root / "cache") / digest
-    index = folder / "index.json"
-    if not index.is_file():
-        with only_maker(folder, report):
-            if not index.is_file():
-                _build(folder, entries, workers, report)
+    make_once(folder, lambda: _build(folder, entries, workers, report), report)
     try:
         return _open(folder, digest)
     except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, ConfigError) as error:
