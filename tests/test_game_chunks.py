@@ -48,10 +48,10 @@ def test_pictures_of_a_step_are_shown_evenly_and_none_is_lost():
     generator.opened = lambda world: (None, Walker())  # type: ignore[assignment, return-value]
     thread, seen = threading.Thread(target=generator.run), []
     thread.start()
-    while thread.is_alive() or generator.next_due() is not None:
-        due = generator.next_due()
+    while thread.is_alive() or generator.delivery.next_due() is not None:
+        due = generator.delivery.next_due()
         if due is not None and due <= time.perf_counter():
-            seen.append(generator.take(due))
+            seen.append(generator.delivery.take(due))
         time.sleep(0.001)
     assert [s.index for s in seen] == list(range(31)) and generator.error is None
     between = np.diff([s.due for s in seen[1:]])
@@ -63,7 +63,7 @@ def test_without_a_pace_the_pictures_are_spread_over_the_time_of_the_step():
     generator = Generator(lambda report: ChunkBoxWorld(0.06), Plan(frames=3, fps=0.0, compile="off"), Stats())
     generator.opened = lambda world: (None, Walker())  # type: ignore[assignment, return-value]
     generator.run()
-    _, first, second, third = generator._box
+    _, first, second, third = generator.delivery._box
     assert 0.02 <= second.due - first.due < 0.06 and abs(third.due - 2 * second.due + first.due) < 1e-6
 
 

@@ -118,17 +118,16 @@ def test_resets_are_replayed(tmp_path, capsys):
     run_ = Run(lambda report: BoxWorld(), PREVIEW, Settings(headless=True, agent="random", frames=20, replay_out=tmp_path))
     generator = run_.generator
 
+    wishes = {5: generator.next_place, 11: generator.reset}
+
     def notify() -> None:
-        if generator.frame == 5 and generator.spawn == 0:
-            generator.next_place()
-        if generator.frame == 11 and generator.seed == 0:
-            generator.reset(seed=9)
+        wishes.pop(generator.frame, lambda: None)()
 
     generator.notify = notify
     generator.run()
     assert run_.finish() == 0
     path = next(tmp_path.glob("*.jsonl"))
-    assert sum(op.kind == "reset" for op in read_replay(path).ops) == 3
+    assert [op.spawn for op in read_replay(path).ops if op.kind == "reset"] == [0, 1, 1]
     assert run(replay=path) == 0
     assert "exact: 20 frames" in capsys.readouterr().out
 
