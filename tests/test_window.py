@@ -252,7 +252,7 @@ def test_engine_change_is_announced_and_replayed(monkeypatch, tmp_path):
 
 
 def test_demo_plays_when_nobody_does_and_any_key_takes_over(monkeypatch, tmp_path):
-    monkeypatch.setattr("worldmodel.game.shell.DEMO_AFTER", 0.3)
+    monkeypatch.setattr("worldmodel.game.presence.DEMO_AFTER", 0.3)
 
     def script(person: Person) -> None:
         person.until(lambda: person.loop.run.seat.mode == "demo")
@@ -274,7 +274,7 @@ def _bring_demo(monkeypatch, folder: Path, steps: int) -> None:
 
 
 def test_a_dream_stands_still_until_somebody_plays(monkeypatch, tmp_path):
-    monkeypatch.setattr("worldmodel.game.shell.DEMO_AFTER", 0.6)
+    monkeypatch.setattr("worldmodel.game.presence.DEMO_AFTER", 0.6)
     _bring_demo(monkeypatch, tmp_path, 5)
 
     def script(person: Person) -> None:
@@ -291,6 +291,24 @@ def test_a_dream_stands_still_until_somebody_plays(monkeypatch, tmp_path):
     assert Person(monkeypatch, tmp_path / "plays").play(script) == 0
     seen = actions(tmp_path / "plays")
     assert sum("forward" in a.buttons for a in seen) == 5 and sum("use" in a.buttons for a in seen) == 1
+
+
+def test_a_key_in_a_single_step_does_not_set_a_dream_going(monkeypatch, tmp_path):
+    _bring_demo(monkeypatch, tmp_path, 5)
+
+    def script(person: Person) -> None:
+        generator, shell = person.loop.run.generator, person.loop.shell
+        person.tap("Escape")  # it stands still already, as nobody has played
+        person.tap("Period")
+        person.until(lambda: generator.frame == 1 and shell.screen == "step")
+        person.tap("KeyE")
+        person.tap("Tab")
+        person.until(lambda: person.loop.run.seat.mode == "agent")
+        time.sleep(0.2)
+        assert generator.frame == 1 and generator.paused
+        person.tap("Escape")
+
+    assert Person(monkeypatch, tmp_path / "plays").play(script) == 0
 
 
 def test_a_dream_rests_when_nobody_acts_where_nothing_moves_by_itself(monkeypatch, tmp_path):
@@ -314,7 +332,7 @@ def test_a_dream_rests_when_nobody_acts_where_nothing_moves_by_itself(monkeypatc
 
 
 def test_taking_over_from_the_demo_begins_anew(monkeypatch, tmp_path):
-    monkeypatch.setattr("worldmodel.game.shell.DEMO_AFTER", 0.1)
+    monkeypatch.setattr("worldmodel.game.presence.DEMO_AFTER", 0.1)
     _bring_demo(monkeypatch, tmp_path, 500)
 
     def script(person: Person) -> None:
