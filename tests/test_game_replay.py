@@ -4,17 +4,10 @@ import json
 
 import pytest
 
-from tests.box_world import SPEC, BoxWorld, CompilingBoxWorld, CoresBoxWorld
+from tests.box_world import PREVIEW, BoxWorld, CompilingBoxWorld, CoresBoxWorld, run
 from worldmodel.errors import DataError
-from worldmodel.game.app import play
 from worldmodel.game.replay import read_replay
-from worldmodel.game.settings import Preview, Settings
-
-PREVIEW = Preview("box", "box", spec=SPEC)
-
-
-def run(factory=BoxWorld, **settings) -> int:
-    return play(lambda report: factory(), PREVIEW, Settings(headless=True, **settings))
+from worldmodel.game.settings import Settings
 
 
 @pytest.fixture
