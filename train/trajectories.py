@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.data import ClipBatch, begin_array, open_array
+from train.data import ClipBatch
+from train.made_once import GrowingArray, Report, make_once, open_array
 from train.record import read_json
-from train.unpack import Report, make_once
 from worldmodel.data.episode import write_atomic
 from worldmodel.diffusion import shifted_grid
 from worldmodel.runtime import generator
@@ -110,25 +110,20 @@ def _make(
     size: int,
     final: Path,
 ) -> None:
-    part, mark, clock = final.with_suffix(".part"), final.with_suffix(".done"), final.with_suffix(".json")
-    array, done = begin_array(part, mark, (plan.pairs, plan.kept + 1, *plan.shape))
+    clock, array = final.with_suffix(".json"), GrowingArray(final, (plan.pairs, plan.kept + 1, *plan.shape))
     told = time.monotonic()
-    began = told - (_seconds(clock) if done else 0.0)
-    for start in range(done, plan.pairs, size):
+    began = told - (_seconds(clock) if array.done else 0.0)
+    for start in range(array.done, plan.pairs, size):
         clips = batch(numbers[start : start + size])
         noise = torch.randn(clips.latent.shape, generator=generator(plan.seed, "trajectory_noise", start)).to(clips.latent.device)
-        array[start : start + size] = torch.stack(_walk(noise, plan, clips, velocity), dim=1).half().cpu().numpy()
+        array.rows[start : start + size] = torch.stack(_walk(noise, plan, clips, velocity), dim=1).half().cpu().numpy()
         if time.monotonic() - told > 10:
-            told, done = time.monotonic(), min(start + size, plan.pairs)
-            array.flush()
+            told = time.monotonic()
             write_atomic(clock, json.dumps({"seconds": told - began}).encode())
-            write_atomic(mark, json.dumps(done).encode())
-            tell(f"made {done} of {plan.pairs} trajectories")
-    array.flush()
-    del array
+            array.keep(min(start + size, plan.pairs))
+            tell(f"made {array.done} of {plan.pairs} trajectories")
     write_atomic(clock, json.dumps({"seconds": time.monotonic() - began}).encode())
-    part.replace(final)
-    mark.unlink(missing_ok=True)
+    array.finish()
 
 
 def _walk(noise: Tensor, plan: Plan, clips: ClipBatch, velocity: Velocity) -> list[Tensor]:

@@ -6,14 +6,13 @@ so a killed unpacking leaves nothing that looks finished. Shapes: N frames of al
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -22,12 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from train.made_once import Report, make_once, new_array
 from worldmodel.action import ActionSpec
 from worldmodel.config import from_dict, to_dict
 from worldmodel.data import episode as episodes
 from worldmodel.errors import ConfigError, DataError
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -102,43 +100,6 @@ def _survey(root: Path, report: Report) -> list[_Entry]:
     if len(sizes) > 1:
         raise DataError(f"{root} mixes episodes of sizes {sorted(sizes)}: keep one size in a folder")
     return found
-
-
-def make_once(final: Path, make: Callable[[], None], report: Report) -> None:
-    """Call `make` unless `final` is there: of several processes one makes it, the others wait. It gets its name only when whole."""
-    from filelock import Timeout
-    from huggingface_hub.utils import WeakFileLock
-
-    if final.exists():
-        return
-    final.parent.mkdir(parents=True, exist_ok=True)
-    lock = final.with_name(f".{final.name}.lock")
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(WeakFileLock(lock, timeout=1))
-        except Timeout:
-            report(f"waiting for another process that makes {final}")
-            held.enter_context(WeakFileLock(lock))
-        if not final.exists():  # the other process may have made it while we waited
-            make()
-
-
-def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-    """A new memory-mapped .npy file with its room on the disk taken at once: on a full disk, writing to a hole would kill us.
-
-    Raises DataError if there is no room.
-    """
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    try:
-        if hasattr(os, "posix_fallocate"):
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise DataError(
-            f"no room for the {array.nbytes / 1e6:.0f} MB of {path} ({error.strerror}): free some space, or give another data.cache"
-        ) from error
-    return array
 
 
 def unpack(root: Path, cache: Path | None, workers: int, report: Report) -> Frames:

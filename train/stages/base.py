@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from train.config import RunConfig
 from train.data import Draws
 from train.distributed import Ranks
+from train.made_once import Report
 from train.options import Precision, Switch
 from train.stage_options import TrainingOptions
-from train.unpack import Report
 from worldmodel.runtime import cpu_has_bf16
 
 

@@ -131,9 +131,9 @@ class DistributionMatching(Distillation):
 
     def _rollout(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
         own, chunk, student = self.own, self.sampler().chunk, self.student
-        longer = (own.rollout_frames - own.clip_frames) // chunk
-        last = own.clip_frames + chunk * draws.shared("length", longer + 1)
-        batch, context = batch.cut(0, last), own.context_frames
+        more = (own.rollout_frames - own.clip_frames) // chunk
+        length = own.clip_frames + chunk * draws.shared("length", more + 1)  # of this rollout; its last clip_frames are scored
+        batch, context = batch.cut(0, length), own.context_frames
         kind, every_step = self.jumps()
         student.begin(batch, self._stale)
         self._stale = False
@@ -145,16 +145,16 @@ class DistributionMatching(Distillation):
             self._schedule(draws),
             self._renoise(draws, batch.latent.shape[1:]),
             start=context,
-            grad_from=last - own.clip_frames,
+            grad_from=length - own.clip_frames,
             kind=kind,
             every_step=every_step,
             context_sigma=self.sampler().context_sigma,
         )
         latent = torch.cat((batch.latent[:, :context], made), dim=1)
-        dreamed = (torch.arange(last, device=latent.device) >= context).expand_as(batch.mask)
+        dreamed = (torch.arange(length, device=latent.device) >= context).expand_as(batch.mask)
         if isinstance(self.data, VideoLatents):
             return self._begun_anew(replace(batch, latent=latent, mask=dreamed))
-        return replace(batch, latent=latent, mask=batch.mask & dreamed).cut(last - own.clip_frames, last)
+        return replace(batch, latent=latent, mask=batch.mask & dreamed).cut(length - own.clip_frames, length)
 
     def _begun_anew(self, whole: ClipBatch) -> ClipBatch:
         """The last clip_frames of rollouts of videos. That the recorded clips end earlier is no matter: the prompt goes on, and a
@@ -233,6 +233,7 @@ class DistributionMatching(Distillation):
             self.velocity(self.critic, noisy, sigma, dream, layout=WHOLE), velocity_target(dream.latent, noise), dream.mask
         )
         with torch.no_grad():  # the teacher on real clips: a critic that follows is about as good on dreams
+            # a clip of videos can only be cut behind its first latent, which is a single picture
             first = 0 if isinstance(self.data, VideoLatents) else batch.latent.shape[1] - self.own.clip_frames
             real = batch.cut(first, first + self.own.clip_frames)
             noise, sigma, noisy = self._noised(real.latent, draws)

@@ -51,7 +51,13 @@ class Plan:
 
 
 class Generator:
-    """See the module. Public methods may be called from any thread; `run` is called once, from the thread that owns the world."""
+    """See the module. Public methods may be called from any thread; `run` is called once, from the thread that owns the world.
+
+    Set by its thread, for others to read: world, journal and driver once they are there; stage: what it is loading, and which share
+    of it is done; playing: the first picture is made; frame: pictures of this run so far; seed, spawn: where it began last; action:
+    of the newest step; diverged: frame at which a replay was not exact; finished, error: how it ended. opened: called with the
+    world once that is loaded, makes journal and driver. notify: called when any of this changed.
+    """
 
     def __init__(
         self, factory: Factory, plan: Plan, stats: Stats, *, replay: Replay | None = None, notify: Callable[[], None] | None = None
