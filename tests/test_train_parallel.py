@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.train_boxes import TINY, make_boxes, settings, train
 from tests.train_processes import TOLERANCE, assert_same_run, two_processes
 from train.data import Draws
-from train.distributed import Ranks, prepare
+from train.distributed import Ranks, prepare_network
 from train.monitor import read_metrics
 from train.options import TrainOptions
 from train.stages import Context
@@ -115,7 +115,7 @@ def _network(recompute: bool) -> DiT:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)  # the head starts at zero, and gradients with it
     names = list(model.state_dict())
-    prepare(model, ALONE, TrainOptions(checkpoint_activations=recompute), compiled=False)
+    prepare_network(model, ALONE, TrainOptions(checkpoint_activations=recompute), compiled=False)
     assert list(model.state_dict()) == names
     return model
 
@@ -156,5 +156,5 @@ def test_recomputed_activations_change_nothing_but_memory(cached: bool) -> None:
 
 def test_sharding_is_for_several_processes_only() -> None:
     model = _network(recompute=False)
-    assert prepare(model, ALONE, TrainOptions(fsdp=True), compiled=False) is model and not ALONE.sharded
+    assert prepare_network(model, ALONE, TrainOptions(fsdp=True), compiled=False) is model and not ALONE.sharded
     assert settings("stage=codec", "train.fsdp=true").train.fsdp

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tests.train_videos import DIT
-from train.distributed import Ranks, prepare
+from train.distributed import Ranks, prepare_network
 from train.options import TrainOptions
 from train.rollout import LastingCache, rollout_cache
 from worldmodel.config import DiTConfig
@@ -20,7 +20,7 @@ def _rollout(recompute: bool, window: int, whole: bool = False) -> tuple[Tensor,
     model = DiT(DiTConfig(**DIT, activation="gelu_tanh", camera=True))  # type: ignore[arg-type]
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    prepare(model, Ranks(0, 1, torch.device("cpu")), TrainOptions(checkpoint_activations=recompute), compiled=False)
+    prepare_network(model, Ranks(0, 1, torch.device("cpu")), TrainOptions(checkpoint_activations=recompute), compiled=False)
     cache = rollout_cache(
         model.cfg, (8, 8), 1, window, 1, 0, torch.device("cpu"), torch.float32, cameras=True, frames=4, whole=whole
     )

@@ -6,6 +6,7 @@ so a killed unpacking leaves nothing that looks finished. Shapes: N frames of al
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -121,7 +122,7 @@ def _build(folder: Path, entries: list[_Entry], workers: int, report: Report) ->
     building = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    first = episodes.load(Path(_first_good(entries, report)))
+    first = _first_good(entries)
     counts = [e.shape[0] for e in entries]
     starts = np.concatenate(([0], np.cumsum(counts)))
     total = int(starts[-1])
@@ -147,13 +148,10 @@ def _build(folder: Path, entries: list[_Entry], workers: int, report: Report) ->
     building.replace(folder)
 
 
-def _first_good(entries: list[_Entry], report: Report) -> str:
+def _first_good(entries: list[_Entry]) -> episodes.Episode:
     for entry in entries:
-        try:
-            episodes.load(Path(entry.path))
-        except DataError:
-            continue  # reported when its turn comes
-        return entry.path
+        with contextlib.suppress(DataError):  # reported when its turn comes
+            return episodes.load(Path(entry.path))
     raise DataError(f"none of the {len(entries)} episodes can be read: record them again")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from train.config import dit_config, sampler_config
 from train.data import ClipBatch, Clips, Draws
-from train.distributed import Ranks, prepare
+from train.distributed import Ranks, prepare_network
 from train.latents import RecordedLatents, open_latents
 from train.objectives import bell_weight, flow_matching
 from train.options import NoiseLevels, Weighting
@@ -97,7 +97,7 @@ class FlowMatching(Stage):
         model = model.to(context.device)
         if path and context.size is None:
             load_network(path, model, key=key)
-        return prepare(model, context.ranks, context.config.train, context.compiled)
+        return prepare_network(model, context.ranks, context.config.train, context.compiled)
 
     @property
     def recorded(self) -> RecordedLatents:

@@ -29,13 +29,11 @@ class Journal:
         self.video: VideoRecording | None = None
         self.videos: list[Path] = []
 
-    def start_video(self, path: Path, first: Frame | None = None) -> None:
+    def start_video(self, path: Path) -> None:
         """Record from now on; does nothing while a video is being recorded."""
         if self.video is None:
             tags = {"title": str(self._header.get("world", "")), "comment": json.dumps(self._header)}
             self.video = VideoRecording(path, self._size, self._fps, tags)
-            if first is not None:
-                self.video.add(first)
 
     def stop_video(self) -> None:
         if self.video is not None:
