@@ -70,9 +70,8 @@ class Context:
         """Type that matrices are multiplied in."""
         wanted = self.config.train.precision
         if wanted is Precision.auto:
-            return (
-                torch.bfloat16 if pick_dtype(self.device) is torch.bfloat16 else torch.float32
-            )  # float16 would need scaled losses
+            fast = pick_dtype(self.device)
+            return fast if fast is torch.bfloat16 else torch.float32  # float16 would need scaled losses
         return torch.bfloat16 if wanted is Precision.bf16 else torch.float32
 
     def autocast(self) -> torch.autocast:
