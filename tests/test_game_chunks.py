@@ -12,10 +12,11 @@ from tests.box_world import SPEC, BoxWorld, ChunkBoxWorld, run
 from tests.window_person import Person
 from worldmodel.action import Action
 from worldmodel.data.episode import load, scan
-from worldmodel.game.generator import Generator, Plan
+from worldmodel.game.generator import Generator
 from worldmodel.game.input import InputState, Snapshot
 from worldmodel.game.keymap import default_keymap
 from worldmodel.game.replay import read_replay
+from worldmodel.game.settings import Plan
 from worldmodel.game.stats import Stats
 
 

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from worldmodel.action import NOOP
@@ -19,6 +18,7 @@ from worldmodel.game.engines import Engines
 from worldmodel.game.input import Snapshot
 from worldmodel.game.journal import Journal
 from worldmodel.game.replay import Replay, picture_hash
+from worldmodel.game.settings import Plan
 from worldmodel.game.stats import Stats
 from worldmodel.world import Frame, World
 
@@ -32,22 +32,6 @@ class Driver(Protocol):
     def next(self, now: float) -> Snapshot | None: ...
 
     def reset(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to run. frames: stop after so many pictures (None: never). fps: pace; None: the world's own; 0: as fast as it goes.
-
-    compile: ``on`` waits for the world's other engine, ``auto`` takes it once it is there, ``off`` leaves it. build: whether
-    ``auto`` may build one behind the game; when such a build is done is not reproducible.
-    """
-
-    seed: int = 0
-    spawn: int = 0
-    frames: int | None = None
-    fps: float | None = None
-    compile: str = "auto"
-    build: bool = True
 
 
 class Generator:
@@ -116,16 +100,6 @@ class Generator:
             assert self.world is not None
             more = self.world.spawns > 1
             self._reset(self.seed if more else self.seed + 1, self.spawn + 1 if more else self.spawn)
-
-        self.command(job)
-
-    def change_prompt(self, text: str, found: Any) -> None:
-        """Dream of `text` from the next step on; it becomes the place that a reset goes to. found: of the world's `find_prompt`."""
-
-        def job() -> None:
-            world: Any = self.world
-            self.spawn = world.add_prompt(found)
-            self.note("prompt", text=text)
 
         self.command(job)
 

@@ -35,6 +35,15 @@ class Journal:
             tags = {"title": str(self._header.get("world", "")), "comment": json.dumps(self._header)}
             self.video = VideoRecording(path, self._size, self._fps, tags)
 
+    def toggle_video(self, path: Path) -> str:
+        """Begin a video in `path`, or end the one that is being recorded; says which."""
+        if self.video is None:
+            self.start_video(path)
+            return f"recording {path}"
+        path = self.video.path
+        self.stop_video()
+        return f"saved {path}"
+
     def stop_video(self) -> None:
         if self.video is not None:
             video, self.video = self.video, None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from worldmodel.errors import WorldModelError
 from worldmodel.game import hud
@@ -226,29 +227,22 @@ class Shell:
         generator = self.run.generator
 
         def job() -> None:
-            journal = generator.journal
-            if journal is None:
-                return
-            try:
-                if journal.video is None:
-                    path = replay_path(self.run.settings.plays, self.run.preview.name, ".mp4")
-                    journal.start_video(path)
-                    self.toast(f"recording {path}")
-                else:
-                    path = journal.video.path
-                    journal.stop_video()
-                    self.toast(f"saved {path}")
-            except WorldModelError as error:
-                self.toast(str(error))
+            if (journal := generator.journal) is not None:
+                self._tell(lambda: journal.toggle_video(self._new_file(".mp4")))
 
         generator.command(job)
 
     def _screenshot(self) -> None:
+        if (window := self.window) is not None:
+            self._tell(lambda: window.screenshot(self._new_file(".png")))
+
+    def _new_file(self, suffix: str) -> Path:
+        return replay_path(self.run.settings.plays, self.run.preview.name, suffix)
+
+    def _tell(self, work: Callable[[], str]) -> None:
+        """Show what `work` says of itself, or why it failed."""
         try:
-            if self.window is not None:
-                path = replay_path(self.run.settings.plays, self.run.preview.name, ".png")
-                self.window.screenshot(path)
-                self.toast(f"saved {path}")
+            self.toast(work())
         except WorldModelError as error:
             self.toast(str(error))
 
