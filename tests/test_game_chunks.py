@@ -48,7 +48,7 @@ def test_pictures_of_a_step_are_shown_evenly_and_none_is_lost():
         time.sleep(0.001)
     assert [s.index for s in seen] == list(range(31)) and generator.error is None
     between = np.diff([s.due for s in seen[1:]])
-    assert abs(np.median(between) - 1 / 30) < 1e-3 and between.min() > 0.5 / 30
+    assert abs(np.median(between) - 1 / 30) < 1e-3 and between.min() > 0.5 / 30 - 1e-6  # after a late step, half a period at least
     assert [s.event is not None for s in seen[1:]] == [True, False, False] * 10
 
 
