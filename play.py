@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from worldmodel import __version__
 from worldmodel.errors import CheckpointError, ConfigError, WorldModelError
-from worldmodel.flags import FlagParser, rate, whole, word_or
+from worldmodel.game.flags import parser
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,7 @@ DEFAULT_WORLD = "rooms"
 
 def main(argv: list[str] | None = None) -> int:
     """The door. Returns the exit code: 0 done, 1 a replay diverged, 2 an error (one sentence on stderr), 130 Ctrl-C."""
-    flags = parser().parse_args(argv)
+    flags = parser((__doc__ or "").replace("``", "'"), DEFAULT_WORLD).parse_args(argv)
     try:
         if flags.list:
             return list_worlds()
@@ -47,71 +47,6 @@ def main(argv: list[str] | None = None) -> int:
         place = f"cannot use {str(error.filename)[:80]!r}" if error.filename else "cannot write"
         print(f"error: {place}: {error.strerror or error}; give another name or free some space", file=sys.stderr)
         return 2
-
-
-def parser() -> argparse.ArgumentParser:
-    """All flags. Nothing but the standard library is needed to build it."""
-    words = (__doc__ or "").replace("``", "'")
-    p = FlagParser(prog="play.py", description=words, epilog="In the window: F1 shows all keys, Esc the menu.")
-    add = p.add_argument
-    add(
-        "name",
-        nargs="?",
-        metavar="WORLD",
-        help=f"a world of --list, the folder of a world or of a run, or ORG/NAME on the hub (default: {DEFAULT_WORLD})",
-    )
-    add("--world", metavar="WORLD", help="the same as a flag")
-    add("--real", metavar="NAME", help="play a real game instead: rooms, racing, or any Gymnasium id")
-    add("--list", action="store_true", help="list the bundled and the published worlds and stop")
-    add("--version", action="version", version=f"worldmodel {__version__}")
-    add("--dry-run", action="store_true", help="print what would be played, as JSON, without touching the device")
-    add("--bench", action="store_true", help="time the engines on this machine, print a result card and stop (--frames: actions)")
-    add("--size", choices=("1.3b",), help="with --bench: a network of this size at 832x480, random weights")
-    add("--force", action="store_true", help="with --size: on a CPU, too")
-    group = p.add_argument_group("the world")
-    group.add_argument("--revision", metavar="R", help="of a world on the hub: branch, tag or commit (default: main)")
-    group.add_argument("--offline", action="store_true", help="fetch nothing; play what is here")
-    group.add_argument("--yes", action="store_true", help="fetch a world's files without asking")
-    group.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), help="where the network runs (default: auto)")
-    group.add_argument("--decoder", choices=("auto", "gpu", "cpu"), help="of a video world, beside a GPU (default: by free memory)")
-    group.add_argument("--window", type=whole(1), metavar="N", help="of a video world: latents that it sees (default: the world's)")
-    group.add_argument("--steps", type=whole(1), metavar="N", help="denoising steps a frame (default: the world's)")
-    group.add_argument("--seed", type=whole(0), metavar="N", help="random seed (default: 0)")
-    group.add_argument("--spawn", type=whole(0), metavar="N", help="starting place (default: 0)")
-    group.add_argument("--prompt", metavar="TEXT|N", help="of a video world: where to start, by text or number")
-    group.add_argument("--image", type=Path, metavar="FILE", help="start with this picture, cut to the world's shape")
-    group.add_argument(
-        "--compile",
-        choices=("auto", "on", "off"),
-        help="the other engine: CUDA graphs on an NVIDIA GPU, else compiled. auto: behind the game (headless: graphs); on: wait",
-    )
-    group.add_argument(
-        "--throughput", action="store_true", help="remember a picture with the next one's first pass: more pictures, older input"
-    )
-    group.add_argument(
-        "--threads",
-        type=word_or("auto", whole(1)),
-        metavar="N|auto",
-        help="CPU threads (default: measured; with a window, one core is left free)",
-    )
-    group = p.add_argument_group("who plays")
-    group.add_argument("--agent", metavar="idle|random|FILE", help="FILE: JSON lines of actions, or a replay")
-    group.add_argument("--frames", type=whole(1), metavar="N", help="stop after N frames")
-    group.add_argument("--keymap", type=Path, metavar="FILE", help='your own keys: JSON such as {"forward": ["KeyI"]}')
-    group = p.add_argument_group("window")
-    group.add_argument("--headless", action="store_true", help="no window; as fast as it goes unless --fps is given")
-    group.add_argument("--scale", type=whole(1, 64), metavar="N", help="window pixels per picture pixel (default: fits the screen)")
-    group.add_argument("--fullscreen", action="store_true")
-    group.add_argument("--fps", type=word_or("max", rate), metavar="N|max", help="pace (default: the world's own)")
-    group.add_argument("--no-hud", action="store_true", help="start without numbers on the screen")
-    group = p.add_argument_group("files")
-    group.add_argument("--record", type=Path, metavar="FILE.mp4", help="record a video")
-    group.add_argument("--stats", type=Path, metavar="FILE.json", help="write the measured numbers")
-    group.add_argument("--replay", type=Path, metavar="FILE", help="play a replay again and check every picture")
-    group.add_argument("--replay-out", type=Path, metavar="DIR", default=Path("plays"), help="where replays go (default: plays)")
-    group.add_argument("--no-replay", action="store_true", help="write no replay")
-    group.add_argument("--record-episodes", type=Path, metavar="DIR", help="save this play as episodes to train on")
-    return p
 
 
 def list_worlds() -> int:
@@ -153,29 +88,11 @@ def start(flags: argparse.Namespace) -> int:
     if flags.size or flags.force:
         raise ConfigError("--size and --force belong to --bench: add it, or leave them out")
     made_by = _replayed(flags)
-    if flags.name and flags.world and flags.name != flags.world:
-        raise ConfigError(f"two worlds are asked for, {flags.name!r} and --world {flags.world!r}: give one")
-    wanted = flags.world or flags.name
-    if flags.real and wanted:
-        raise ConfigError(f"--real {flags.real} and the world {wanted!r} exclude each other: give one")
-    if not wanted and not flags.real and made_by:
-        source = str(made_by["source"])
-        flags.real = source.removeprefix("real:") if source.startswith("real:") else None
-        wanted = None if flags.real else source
+    flags.real, wanted = _wanted(flags, made_by)
     if flags.dry_run and wanted and _print_pending(wanted, flags):
         return 0
     preview, folder = (_preview_real(flags.real), Path()) if flags.real else _preview(wanted or DEFAULT_WORLD, flags)
-    options = {
-        "device": flags.device or made_by.get("device") or "auto",
-        "steps": flags.steps or made_by.get("steps") or None,
-        "compile": flags.compile or ("off" if made_by else "auto"),
-        "threads": flags.threads or made_by.get("threads") or ("auto" if flags.headless else "spare"),
-        "merge": flags.throughput or bool(made_by.get("merge")),
-    }
-    own = {"window": flags.window or made_by.get("window"), "decoder": flags.decoder}
-    if not flags.device:  # on another device than the replay's the place of its decoder means nothing
-        own["decoder"] = flags.decoder or made_by.get("decoder")
-    options |= {name: value for name, value in own.items() if value}
+    options = _options(flags, made_by)
     image = _image(flags, made_by, preview.size)
     if image is not None:
         from worldmodel.picture import to_text
@@ -203,6 +120,34 @@ def _replayed(flags: argparse.Namespace) -> dict[str, Any]:
     from worldmodel.game.replay import read_replay
 
     return read_replay(flags.replay).header
+
+
+def _wanted(flags: argparse.Namespace, made_by: dict[str, Any]) -> tuple[str | None, str | None]:
+    """(real game, world), at most one of them: what is asked for, else what the replay was made with."""
+    if flags.name and flags.world and flags.name != flags.world:
+        raise ConfigError(f"two worlds are asked for, {flags.name!r} and --world {flags.world!r}: give one")
+    wanted = flags.world or flags.name
+    if flags.real and wanted:
+        raise ConfigError(f"--real {flags.real} and the world {wanted!r} exclude each other: give one")
+    if wanted or flags.real or not made_by:
+        return flags.real, wanted
+    source = str(made_by["source"])
+    return (source.removeprefix("real:"), None) if source.startswith("real:") else (None, source)
+
+
+def _options(flags: argparse.Namespace, made_by: dict[str, Any]) -> dict[str, Any]:
+    """How the dream is to be computed: what is asked for, else what the replay was made with, else the defaults."""
+    options = {
+        "device": flags.device or made_by.get("device") or "auto",
+        "steps": flags.steps or made_by.get("steps") or None,
+        "compile": flags.compile or ("off" if made_by else "auto"),
+        "threads": flags.threads or made_by.get("threads") or ("auto" if flags.headless else "spare"),
+        "merge": flags.throughput or bool(made_by.get("merge")),
+    }
+    # on another device than the replay's the place of its decoder means nothing
+    decoder = flags.decoder if flags.device else flags.decoder or made_by.get("decoder")
+    of_videos = {"window": flags.window or made_by.get("window"), "decoder": decoder}
+    return options | {name: value for name, value in of_videos.items() if value}
 
 
 def _image(flags: argparse.Namespace, made_by: dict[str, Any], size: tuple[int, int]) -> np.ndarray | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 from worldmodel.action import Action, ActionSpec, Axis, Button
 from worldmodel.errors import ConfigError
-from worldmodel.world import Frame
+from worldmodel.game.app import play
+from worldmodel.game.settings import Preview, Settings
+from worldmodel.world import Frame, World
 
 SPEC = ActionSpec(
     buttons=(
@@ -20,6 +23,7 @@ SPEC = ActionSpec(
     ),
     axes=(Axis("turn", "mouse_x", limit=12.0, scale=4.0, per_pixel=0.1),),
 )
+PREVIEW = Preview("box", "box", "Box world", spec=SPEC)
 
 
 class BoxWorld:
@@ -163,3 +167,8 @@ class ChunkBoxWorld(BoxWorld):
         frames = tuple(BoxWorld.step(self, action)[0] for _ in range(3))
         self._seconds = seconds
         return frames
+
+
+def run(factory: Callable[[], World] = BoxWorld, **settings: object) -> int:
+    """Play without a window; returns the exit code."""
+    return play(lambda report: factory(), PREVIEW, Settings(headless=True, **settings))  # type: ignore[arg-type]

@@ -73,3 +73,19 @@ def one_thread(request):
 @pytest.fixture
 def tiny_world(tmp_path):
     return write_tiny_world(tmp_path / "tiny")
+
+
+@pytest.fixture(scope="session")
+def video_home(tmp_path_factory):
+    """Tiny prepared videos and networks trained on them, see `make_home`. Made once for all modules."""
+    from tests.train_videos import make_home
+
+    return make_home(tmp_path_factory.mktemp("video_home"))
+
+
+@pytest.fixture(scope="session")
+def coded(tmp_path_factory):
+    """The same with latents of a real codec, see `make_coded`."""
+    from tests.train_videos import make_coded
+
+    return make_coded(tmp_path_factory.mktemp("coded"))

@@ -125,24 +125,11 @@ def test_nonsense_is_refused_before_it_is_written() -> None:
             dataclasses.replace(good, **{field: value})
 
 
-def test_read_all_skips_and_reports(tmp_path: Path) -> None:
-    for i in range(4):
+def test_scan_finds_whole_episodes_only(tmp_path: Path) -> None:
+    for i in (1, 0):
         episodes.save(episodes.episode_path(tmp_path, i), make(seed=i))
-    broken = episodes.episode_path(tmp_path, 1)
-    broken.write_bytes(broken.read_bytes()[:200])
     (tmp_path / ".episode-000009.npz.x.tmp").write_bytes(b"leftover of a kill")
-    told: list[str] = []
-    found = list(episodes.read_all(tmp_path, told.append))
-    assert [e.seed for _, e in found] == [0, 2, 3]
-    assert len(told) == 1 and "episode-000001.npz" in told[0]
-
-
-def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no episode files"):
-        list(episodes.read_all(tmp_path, print))
-    episodes.episode_path(tmp_path, 0).write_bytes(b"no zip")
-    with pytest.raises(DataError, match="none of its 1"):
-        list(episodes.read_all(tmp_path, lambda text: None))
+    assert episodes.scan(tmp_path) == [episodes.episode_path(tmp_path, i) for i in (0, 1)]
     with pytest.raises(DataError, match="not a folder"):
         episodes.scan(tmp_path / "absent")
 

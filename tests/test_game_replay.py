@@ -4,17 +4,10 @@ import json
 
 import pytest
 
-from tests.box_world import SPEC, BoxWorld, CompilingBoxWorld, CoresBoxWorld
+from tests.box_world import PREVIEW, BoxWorld, CompilingBoxWorld, CoresBoxWorld, run
 from worldmodel.errors import DataError
-from worldmodel.game.app import play
 from worldmodel.game.replay import read_replay
-from worldmodel.game.settings import Preview, Settings
-
-PREVIEW = Preview("box", "box", spec=SPEC)
-
-
-def run(factory=BoxWorld, **settings) -> int:
-    return play(lambda report: factory(), PREVIEW, Settings(headless=True, **settings))
+from worldmodel.game.settings import Settings
 
 
 @pytest.fixture
@@ -118,17 +111,16 @@ def test_resets_are_replayed(tmp_path, capsys):
     run_ = Run(lambda report: BoxWorld(), PREVIEW, Settings(headless=True, agent="random", frames=20, replay_out=tmp_path))
     generator = run_.generator
 
+    wishes = {5: generator.next_place, 11: generator.reset}
+
     def notify() -> None:
-        if generator.frame == 5 and generator.spawn == 0:
-            generator.next_place()
-        if generator.frame == 11 and generator.seed == 0:
-            generator.reset(seed=9)
+        wishes.pop(generator.frame, lambda: None)()
 
     generator.notify = notify
     generator.run()
     assert run_.finish() == 0
     path = next(tmp_path.glob("*.jsonl"))
-    assert sum(op.kind == "reset" for op in read_replay(path).ops) == 3
+    assert [op.spawn for op in read_replay(path).ops if op.kind == "reset"] == [0, 1, 1]
     assert run(replay=path) == 0
     assert "exact: 20 frames" in capsys.readouterr().out
 

@@ -11,21 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.box_world import SPEC, BoxWorld
+from tests.box_world import PREVIEW, SPEC, BoxWorld, run
 from worldmodel.data.episode import load, scan
 from worldmodel.errors import ConfigError, DataError
 from worldmodel.game.agents import RandomAgent, open_agent
 from worldmodel.game.app import play
 from worldmodel.game.replay import read_replay
-from worldmodel.game.settings import Preview, Settings
+from worldmodel.game.settings import Settings
 from worldmodel.game.stats import Stats
 
-PREVIEW = Preview("box", "box", spec=SPEC)
 HERE = Path(__file__).parent
-
-
-def run(factory=BoxWorld, **settings) -> int:
-    return play(lambda report: factory(), PREVIEW, Settings(headless=True, **settings))
 
 
 def test_stats_hold_all_promised_fields(tmp_path, capsys):

@@ -112,7 +112,7 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     ),
     "worldmodel.data": (BOTTOM, None),
     "worldmodel.game": (
-        {"worldmodel", "worldmodel.action", "worldmodel.world", "worldmodel.errors", "worldmodel.data"},
+        {"worldmodel", "worldmodel.action", "worldmodel.world", "worldmodel.errors", "worldmodel.flags", "worldmodel.data"},
         {"pygame", "numpy", "av"},
     ),
     "train": (

@@ -27,7 +27,7 @@ from tests.test_video_session import model_config
 from tests.test_video_world import public, tiny_card, write_public_model  # noqa: F401 - a fixture
 from tests.test_wan_prompts import pieces  # noqa: F401 - a fixture
 from tests.test_wan_text import DIM, weights
-from tests.test_window import Person, write
+from tests.window_person import Person
 from worldmodel import load
 from worldmodel.errors import HubError
 from worldmodel.game import app
@@ -400,7 +400,7 @@ def test_a_prompt_typed_into_the_window_runs_the_text_encoder_and_is_replayed(hu
         person.frames(4)
         person.tap("KeyT")
         person.until(lambda: person.loop.shell.screen == "prompt")
-        write(TEXT)
+        person.write(TEXT)
         person.tap("Enter")
         person.until(lambda: world.spawns == 2)
         person.frames(8)

@@ -84,6 +84,13 @@ def test_corrupt_episodes_are_named_and_left_out(tmp_path: Path) -> None:
         unpack(root, None, 1, told.append)
 
 
+def test_a_cache_without_its_index_is_damaged(tmp_path: Path) -> None:
+    root = make_boxes(tmp_path / "boxes", episodes=4, length=3)
+    (unpack(root, None, 1, print).folder / "index.json").unlink()
+    with pytest.raises(DataError, match="delete that folder"):
+        unpack(root, None, 1, print)
+
+
 def test_many_processes_unpack_the_same(tmp_path: Path) -> None:
     root = make_boxes(tmp_path / "boxes", episodes=17, length=3)
     alone, together = unpack(root, tmp_path / "a", 1, print), unpack(root, tmp_path / "b", 2, print)

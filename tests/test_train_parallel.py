@@ -1,33 +1,27 @@
-"""Sharded, recomputed and accumulated training does what plain training does.
-
-Several processes sum in another order than one, so that losses and weights agree to rounding only: TOLERANCE, relative.
-"""
+"""Sharded, recomputed and accumulated training does what plain training does."""
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.train_boxes import command, environment, make_boxes, settings, train
+from tests.train_boxes import TINY, make_boxes, settings, train
+from tests.train_processes import TOLERANCE, assert_same_run, two_processes
 from train.data import Draws
-from train.distributed import Ranks, prepare
+from train.distributed import Ranks, prepare_network
 from train.monitor import read_metrics
 from train.options import TrainOptions
 from train.stages import Context
-from train.state import TrainState, load_latest
+from train.state import TrainState
 from worldmodel.config import DiTConfig
 from worldmodel.models.attention import Layout
 from worldmodel.models.dit import DiT
 
-TOLERANCE = 1e-4
 ALONE = Ranks(0, 1, torch.device("cpu"))
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "train")
 AR = ("stage=ar_diffusion", "stage.lr=2e-3", "stage.optimizer=muon")
 
 
@@ -50,46 +44,11 @@ def _flow(home: Path, *more: str) -> tuple[str, ...]:
 
 def _two(folder: Path, *overrides: str) -> TrainState:
     """Like `train`, by two processes."""
-    words = command(f"runs={folder.parent}", f"name={folder.name}", *overrides, launcher=TORCHRUN)
-    done = subprocess.run(words, cwd=folder.parent, env=environment(), text=True, capture_output=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return _latest(folder)
-
-
-def _latest(folder: Path) -> TrainState:
-    state = load_latest(folder / "state", print)
-    assert state is not None
-    return state
+    return two_processes(folder, "model=tiny", "data=tiny", *TINY, *overrides)
 
 
 def _losses(folder: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
-
-
-def _assert_close(a: Any, b: Any, where: str = "state") -> None:
-    assert type(a) is type(b), where
-    if isinstance(a, Tensor):
-        assert a.shape == b.shape and a.dtype == b.dtype, where
-        if a.is_floating_point():
-            assert float((a - b).norm()) <= TOLERANCE * float(a.norm()) + 1e-9, where
-        else:
-            assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            _assert_close(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            _assert_close(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, where
-
-
-def _assert_same_run(one: TrainState, other: TrainState) -> None:
-    """Weights, averages, moments and what the stage keeps, in files of one format."""
-    assert (one.step, one.targets, one.fits) == (other.step, other.targets, other.fits)
-    for part in ("modules", "ema", "optimisers", "stage"):
-        _assert_close(getattr(one, part), getattr(other, part), part)
 
 
 STAGES: dict[str, Callable[[Path], tuple[str, ...]]] = {
@@ -117,7 +76,7 @@ def test_two_processes_give_the_losses_of_one(home: Path, tmp_path: Path, stage:
         other = _two(tmp_path / mode, *words, "stage.batch=2", *MODES[mode])
         losses = [_losses(tmp_path / name) for name in ("one", mode)]
         assert len(losses[0]) == 6 and losses[0] == pytest.approx(losses[1], rel=TOLERANCE), mode
-        _assert_same_run(one, other)
+        assert_same_run(one, other)
         assert {p.name for p in (tmp_path / mode / "export").iterdir()} == {p.name for p in (tmp_path / "one/export").iterdir()}
 
 
@@ -128,9 +87,9 @@ def test_a_checkpoint_moves_between_one_process_and_two(home: Path, tmp_path: Pa
     whole = train(tmp_path / "whole", *words, "stage.batch=4", "steps=6")
     sharded = ("stage.batch=2", "train.fsdp=true")
     _two(tmp_path / "two_first", *words, *sharded, "steps=3")
-    _assert_same_run(whole, train(tmp_path / "two_first", *words, "stage.batch=4", "steps=6"))
+    assert_same_run(whole, train(tmp_path / "two_first", *words, "stage.batch=4", "steps=6"))
     train(tmp_path / "one_first", *words, "stage.batch=4", "steps=3")
-    _assert_same_run(whole, _two(tmp_path / "one_first", *words, *sharded, "steps=6"))
+    assert_same_run(whole, _two(tmp_path / "one_first", *words, *sharded, "steps=6"))
 
 
 def test_accumulated_micro_batches_are_one_batch(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +105,7 @@ def test_accumulated_micro_batches_are_one_batch(home: Path, tmp_path: Path, mon
         return Draws(context.config.seed, step, 0, Ranks(micro, 2, context.device), context.options.batch)
 
     monkeypatch.setattr(Context, "draws", halves)
-    _assert_same_run(whole, train(tmp_path / "halves", *words, "stage.batch=2", "stage.accumulate=2"))
+    assert_same_run(whole, train(tmp_path / "halves", *words, "stage.batch=2", "stage.accumulate=2"))
     assert _losses(tmp_path / "halves") == pytest.approx(_losses(tmp_path / "whole"), rel=TOLERANCE)
 
 
@@ -156,7 +115,7 @@ def _network(recompute: bool) -> DiT:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)  # the head starts at zero, and gradients with it
     names = list(model.state_dict())
-    prepare(model, ALONE, TrainOptions(checkpoint_activations=recompute), compiled=False)
+    prepare_network(model, ALONE, TrainOptions(checkpoint_activations=recompute), compiled=False)
     assert list(model.state_dict()) == names
     return model
 
@@ -197,5 +156,5 @@ def test_recomputed_activations_change_nothing_but_memory(cached: bool) -> None:
 
 def test_sharding_is_for_several_processes_only() -> None:
     model = _network(recompute=False)
-    assert prepare(model, ALONE, TrainOptions(fsdp=True), compiled=False) is model and not ALONE.sharded
+    assert prepare_network(model, ALONE, TrainOptions(fsdp=True), compiled=False) is model and not ALONE.sharded
     assert settings("stage=codec", "train.fsdp=true").train.fsdp

@@ -136,7 +136,7 @@ def test_a_rollout_rests_where_the_recording_does(home: Path) -> None:
     assert stage.generator_loss(batch, draws)[1]["rest"] == 0, "somebody acts in every frame of these clips"
     still = replace(batch, latent=batch.latent[:, :1].expand_as(batch.latent).clone(), action=torch.zeros_like(batch.action))
     dream = stage.dream(still, draws)
-    made = slice(stage.own.context_frames, dream.latent.shape[1])
+    made = slice(stage.options.context_frames, dream.latent.shape[1])
     errors = (dream.latent[:, made] - still.latent[:, made]).square().mean()
     moved = stage.generator_loss(still, draws)[1]["rest"]
     assert moved > 0 and torch.allclose(moved, errors, rtol=1e-4), "the rest began in the context: its frames are the target"

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train_boxes import command, environment, make_boxes, settings, train
+from tests.train_boxes import command, environment, latest, make_boxes, settings, train
 from train import record
 from train.monitor import read_metrics
-from train.state import TrainState, load_latest
 from worldmodel.errors import CheckpointError, ConfigError
 
 CODEC = ("stage=codec", "stage.batch=8", "stage.lr=2e-3")
@@ -64,24 +63,18 @@ def _finish(words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=cwd, env=environment(), text=True, capture_output=True, timeout=120)
 
 
-def _latest(folder: Path) -> TrainState:
-    state = load_latest(folder / "state", print)
-    assert state is not None
-    return state
-
-
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(home: Path, tmp_path: Path) -> None:
     overrides = _flow(home, "steps=50", "stage.batch=4", "train.checkpoint_steps=7", "train.sample_steps=20")
     process = _start(command("name=x", *overrides), tmp_path)
     _wait_for(tmp_path / "runs/x/state", process)
     process.kill()
     process.communicate()
-    killed_at = _latest(tmp_path / "runs/x").step
+    killed_at = latest(tmp_path / "runs/x").step
     assert 0 < killed_at < 50
     resumed = _finish(command("name=x", *overrides), tmp_path)
     assert resumed.returncode == 0 and f"resumed {tmp_path}/runs/x at step" in resumed.stdout, resumed.stderr
     whole = train(tmp_path / "whole", *overrides)
-    again = _latest(tmp_path / "runs/x")
+    again = latest(tmp_path / "runs/x")
     assert whole.step == again.step == 50 and whole.targets == again.targets
     for part in ("modules", "ema", "optimisers", "stage"):
         _assert_equal(getattr(whole, part), getattr(again, part), part)
@@ -109,7 +102,7 @@ def test_interrupt_writes_a_checkpoint_and_exits_130(home: Path, tmp_path: Path)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 130, (out, err)
-        assert f"stopped at step {_latest(tmp_path / 'runs/x').step}; the checkpoint is written" in out
+        assert f"stopped at step {latest(tmp_path / 'runs/x').step}; the checkpoint is written" in out
         assert "Traceback" not in err
 
 
@@ -120,7 +113,7 @@ def test_two_processes_equal_one(home: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("finished ") == 1  # only rank 0 speaks
     one = train(tmp_path / "one", *_flow(home, "steps=6", "stage.batch=4", "train.log_steps=1"))
-    other = _latest(tmp_path / "runs/two")
+    other = latest(tmp_path / "runs/two")
     assert one.targets == other.targets == 6 * 4 * 4
     for name, tensor in one.modules["model"].items():
         assert torch.allclose(tensor, other.modules["model"][name], rtol=1e-3, atol=2e-5), name
@@ -226,5 +219,5 @@ def test_a_loss_that_is_not_finite_stops_with_the_knob(home: Path, tmp_path: Pat
             tmp_path / "x",
             *_flow(home, "steps=40", "stage.batch=2", "stage.lr=1e20", "stage.clip=1e20", "train.checkpoint_steps=1"),
         )
-    kept = _latest(tmp_path / "x")
+    kept = latest(tmp_path / "x")
     assert all(torch.isfinite(t).all() for t in kept.modules["model"].values())

@@ -14,30 +14,14 @@ from safetensors.torch import save_file
 from tests.test_wan_codec import published_vae, tensors
 from tests.test_wan_prompts import pieces  # noqa: F401 - a fixture
 from tests.test_wan_text import weights
+from tests.train_videos import FRAMES, SIZE, letters, manifest, plan, write_video
 from train import prepare as door
 from train.clips import cut, find_videos
-from train.prepare import Plan, prepare
+from train.prepare import prepare
 from train.videos import Shards, held_out_clips, read_shard
 from worldmodel.action import Action
-from worldmodel.data.video import VideoWriter
 from worldmodel.errors import DataError
 from worldmodel.models.camera import trajectory_views
-
-SIZE, FRAMES = (32, 48), 9  # 3 latents of 4x6
-
-
-def write_video(path: Path, pictures: int, fps: float = 16.0, shade: int = 40) -> Path:
-    """Grey pictures that grow lighter, with a moving bar."""
-    with VideoWriter(path, SIZE, fps) as video:
-        for i in range(pictures):
-            rgb = np.full((*SIZE, 3), min(shade + 3 * i, 255), np.uint8)
-            rgb[:, 2 * i % 40 : 2 * i % 40 + 8] = (220, 60, 60)
-            video.write(rgb)
-    return path
-
-
-def manifest(folder: Path, *lines: dict[str, object]) -> None:
-    (folder / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 @pytest.fixture
@@ -121,18 +105,9 @@ def test_wrong_manifests_are_told_in_a_sentence(folder: Path) -> None:
         find_videos(folder / "no")
 
 
-def plan(**changes: object) -> Plan:
-    names = {"codec": "x", "text": "x", "negative": "x"}
-    return Plan(**{**names, "height": 32, "width": 48, "fps": 16.0, "frames": 9, "shard": 1, **changes})  # type: ignore[arg-type]
-
-
 def means(clip) -> torch.Tensor:
     """Stands in for a codec: every picture's mean, once a latent."""
     return torch.from_numpy(clip.pictures[::4].mean((1, 2, 3))).float()[:, None, None, None].expand(-1, 16, 4, 6)
-
-
-def letters(texts) -> list[torch.Tensor]:
-    return [torch.full((1 + len(text), 16), float(len(text))).bfloat16() for text in texts]
 
 
 def run(folder: Path, out: Path, encode: Callable = means, **changes: object) -> tuple[int, list[str]]:

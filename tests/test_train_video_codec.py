@@ -12,41 +12,23 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.test_train_parallel import _assert_same_run, _latest
-from tests.test_train_video_stages import built, make_home, trained, two_processes, words
-from tests.test_wan_codec import published_tiny, published_vae, tensors
-from tests.train_boxes import composed
+from tests.test_wan_codec import published_vae, tensors
+from tests.train_boxes import composed, latest
+from tests.train_processes import assert_same_run, two_processes
+from tests.train_videos import CPU, built, own, trained, words
 from train.data import ClipBatch
 from train.jobs import run
 from train.monitor import read_metrics
 from train.objectives import distribution_gradient, distribution_matching
 from train.stages.dmd import DistributionMatching
-from train.video_codec import VideoCodec, load_encoder
+from train.video_codec import VideoCodec
 from worldmodel.errors import ConfigError
 from worldmodel.models.codec import to_uint8
 from worldmodel.models.video import VideoDecoder, VideoEncoder
 from worldmodel.models.wan.codec_keys import vae_from_reference
 from worldmodel.models.wan.vae import WanVAE
 
-CPU = torch.device("cpu")
 LONG = ("stage.rollout_frames=5", "stage.context_frames=0")
-
-
-@pytest.fixture(scope="module")
-def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Videos prepared by a VAE whose file is vae.safetensors, networks trained on them; tiny.safetensors shows them, too. Made once
-    for all modules."""
-    folder = tmp_path_factory.getbasetemp() / "coded_home"
-    if folder.is_dir():
-        return folder
-    folder.mkdir()
-    save_file({name: 0.1 * t for name, t in tensors(published_vae(4)).items()}, folder / "vae.safetensors")
-    save_file({name: 0.1 * t for name, t in tensors(published_tiny((16, 8, 8, 8))).items()}, folder / "tiny.safetensors")
-    return make_home(folder, load_encoder(folder / "vae.safetensors", CPU)[1])
-
-
-def own(coded: Path, codec: str = "vae") -> tuple[str, ...]:
-    return (f"codec={coded}/{codec}.safetensors",)
 
 
 def vae(coded: Path) -> WanVAE:
@@ -137,4 +119,4 @@ def test_long_rollouts_of_two_processes_are_those_of_one(coded: Path, tmp_path: 
     common = words(coded, "dmd", *own(coded), *LONG, "steps=3", "stage.schedule=constant")
     run(composed(*common, "stage.batch=4"), tmp_path / "one")
     other = two_processes(tmp_path / "two", *common, "stage.batch=2", "train.fsdp=true", "train.checkpoint_activations=true")
-    _assert_same_run(_latest(tmp_path / "one"), other)
+    assert_same_run(latest(tmp_path / "one"), other)

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.test_train_video_codec import CPU, coded, own  # noqa: F401 - a fixture
-from tests.test_train_video_stages import SHAPE, student_world, trained
 from tests.test_video_world import make, public  # noqa: F401 - a fixture
 from tests.train_boxes import TINY, composed, make_boxes
+from tests.train_videos import CPU, SHAPE, own, student_world, trained
 from train import video_examine
 from train.data import ClipBatch, Draws
 from train.distributed import Ranks
@@ -34,13 +33,13 @@ from worldmodel.errors import ConfigError, WorldModelError
 from worldmodel.models.camera import trajectory_views
 
 
-def words(coded: Path, world: str, *more: str) -> tuple[str, ...]:  # noqa: F811
+def words(coded: Path, world: str, *more: str) -> tuple[str, ...]:
     data = ("data=video", f"data.root={coded}/data", f"world={coded}/{world}", "model=wan_1_3b", *SHAPE)
     return (*data, "stage=evaluate", *(word for word in TINY if not word.startswith("stage.")), *more)
 
 
 @pytest.fixture(scope="module")
-def bench(coded: Path) -> Bench:  # noqa: F811
+def bench(coded: Path) -> Bench:
     """The causal network of the fixture; its camera branch is made to matter."""
     player = open_player(composed(*words(coded, "ar", *own(coded))), coded / "bench", CPU, print)
     with torch.no_grad():
@@ -143,7 +142,7 @@ def test_playing_on_goes_beyond_the_clip_and_the_cache(bench: Bench) -> None:
     assert ahead.tolist() == pytest.approx([float(ahead[0]) - 0.08 * i for i in range(4)], abs=1e-6)
 
 
-def test_the_stage_writes_numbers_and_pictures(coded: Path, tmp_path: Path, capsys) -> None:  # noqa: F811
+def test_the_stage_writes_numbers_and_pictures(coded: Path, tmp_path: Path, capsys) -> None:
     trained(coded, "student", "dmd", "steps=1", "stage.student_steps=[2]", "stage.first_steps=4")
     few = ("stage.size=quick", "stage.random_frames=8", "stage.step_counts=[1]")
     run(composed(*words(coded, "student", *own(coded), *few)), tmp_path / "look")
@@ -179,7 +178,7 @@ def test_the_stage_writes_numbers_and_pictures(coded: Path, tmp_path: Path, caps
     assert bare["rollouts"]["by_horizon"][0]["latent"] == again["rollouts"]["by_horizon"][0]["latent"]
 
 
-def test_a_world_folder_brings_its_decoder_and_its_own_shape(coded: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_world_folder_brings_its_decoder_and_its_own_shape(coded: Path, tmp_path: Path) -> None:
     """What the settings say of the network does not count."""
     world = student_world(coded, tmp_path, coded / "ar/export")
     few = ("stage.size=quick", "stage.random_frames=8", "model.dit.dim=96", "model.dit.camera=false")

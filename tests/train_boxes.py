@@ -76,12 +76,17 @@ def settings(*overrides: str) -> RunConfig:
     return composed("model=tiny", "data=tiny", *TINY, *overrides)
 
 
-def train(folder: Path, *overrides: str) -> TrainState:
-    """Run a stage in this process, in ``folder``; returns its last checkpoint."""
-    run(settings(*overrides), folder)
+def latest(folder: Path) -> TrainState:
+    """The last checkpoint of a run."""
     state = load_latest(folder / "state", print)
     assert state is not None
     return state
+
+
+def train(folder: Path, *overrides: str) -> TrainState:
+    """Run a stage in this process, in ``folder``; returns its last checkpoint."""
+    run(settings(*overrides), folder)
+    return latest(folder)
 
 
 def command(*overrides: str, launcher: tuple[str, ...] = ("-m", "train")) -> list[str]:

@@ -20,7 +20,7 @@ from train.jobs import attempt, collect_failures, forget_failures, leave_failure
 from train.settings import SWEEP, explain_settings, options_first, with_recipe
 from worldmodel.errors import WorldModelError
 
-_failures: list[str] = []
+_failures: list[str] = []  # what `job` has to tell `main`: Hydra hands nothing back, and other processes leave theirs in files
 
 
 def _say(text: str) -> None:

@@ -6,7 +6,6 @@ Shapes: B clips of this process, T frames, A action, C H W latent, N frames of t
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +16,8 @@ import torch
 from torch import Tensor
 
 from train.distributed import Ranks
-from train.unpack import Frames, Report, new_array, only_maker
-from worldmodel.data.episode import write_atomic
-from worldmodel.errors import DataError
+from train.made_once import GrowingArray, Report, make_once, open_array
+from train.unpack import Frames
 from worldmodel.runtime import generator
 
 ENCODE_BATCH = {"cuda": 1024, "cpu": 64, "mps": 256}
@@ -71,6 +69,7 @@ class ClipSampler:
         """starts, lengths: int64 (E,) of the episodes. frames: T. An episode shorter than T gives one clip with a masked tail."""
         self._starts = torch.from_numpy(np.ascontiguousarray(starts))
         self._lengths = torch.from_numpy(np.ascontiguousarray(lengths))
+        # clips are numbered episode after episode; an episode has as many as there are places for one to begin
         self._ends = (self._lengths - frames + 1).clamp(min=1).cumsum(0)
         self._steps = torch.arange(frames)
 
@@ -198,55 +197,21 @@ def encode_latents(
     encode: uint8 (N,H,W,3) on `device` -> latents (N,C,H,W) at unit scale.
     """
     final = data.folder / f"latents-{codec_digest}.npy"
-    if not final.is_file():
-        with only_maker(final, report):
-            if not final.is_file():
-                _encode(data, encode, device, report, final)
+    make_once(final, lambda: _encode(data, encode, device, report, final), report)
     return open_array(final, len(data.frames))
 
 
 def _encode(data: Frames, encode: Callable[[Tensor], Tensor], device: torch.device, report: Report, final: Path) -> None:
-    part, mark = final.with_suffix(".part"), final.with_suffix(".done")
     total, size = len(data.frames), ENCODE_BATCH[device.type]
     one = encode(torch.from_numpy(np.array(data.frames[:1])).to(device))
-    shape = (total, *one.shape[1:])
-    array, done = begin_array(part, mark, shape)
-    told = done
-    for start in range(done, total, size):
-        pixels = torch.from_numpy(np.array(data.frames[start : start + size])).to(device)
-        array[start : start + size] = encode(pixels).half().cpu().numpy()
-        if start + size - told >= max(total // 8, 20 * size):
-            told = start + size
-            array.flush()
-            write_atomic(mark, json.dumps(told).encode())
-            report(f"encoded {min(told, total)} of {total} frames")
-    array.flush()
-    del array
-    part.replace(final)
-    mark.unlink(missing_ok=True)
-
-
-def open_array(path: Path, count: int) -> np.ndarray:
-    try:
-        latents = np.load(path, mmap_mode="r")
-        if latents.ndim < 4 or len(latents) != count:
-            raise ValueError(f"its shape is {latents.shape}, the data set has {count} frames")
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"the cache {path} is damaged ({error}): delete it, it is made again") from error
-    return latents
-
-
-def begin_array(part: Path, mark: Path, shape: tuple[int, ...]) -> tuple[np.memmap, int]:
-    """What a killed encoding left and how many items of it are done; a new array where nothing usable is left."""
-    try:
-        done = int(mark.read_text())
-        array = np.lib.format.open_memmap(part, "r+")
-        if array.shape == shape and array.dtype == np.float16 and 0 < done <= shape[0]:
-            return array, done
-    except (OSError, ValueError, EOFError):
-        pass
-    mark.unlink(missing_ok=True)
-    return new_array(part, np.float16, shape), 0
+    array = GrowingArray(final, (total, *one.shape[1:]))
+    for start in range(array.done, total, size):
+        pixels, made = torch.from_numpy(np.array(data.frames[start : start + size])).to(device), min(start + size, total)
+        array.rows[start:made] = encode(pixels).half().cpu().numpy()
+        if made - array.done >= max(total // 8, 20 * size):
+            array.keep(made)
+            report(f"encoded {made} of {total} frames")
+    array.finish()
 
 
 def file_digest(path: Path) -> str:

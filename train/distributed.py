@@ -226,7 +226,7 @@ def _recompute(forward: Callable[..., Tensor], x: Tensor, modulation: Tensor, ct
     )  # nothing is drawn in a block
 
 
-def prepare(model: DiT, ranks: Ranks, options: TrainOptions, compiled: bool) -> DiT:
+def prepare_network(model: DiT, ranks: Ranks, options: TrainOptions, compiled: bool) -> DiT:
     """`model` made ready to train as `options` say: recomputed activations, compiled blocks, sharded over the ranks.
 
     Its weights must be in place. Names in its state dict stay the same. Call it as ``model(...)`` from then on: its parts are whole

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.config import WorldConfig
-from worldmodel.diffusion import euler_sigmas, sample
+from worldmodel.diffusion import noise_levels, sample
 from worldmodel.errors import ConfigError
 from worldmodel.models.codec import FrameCodec, to_float, to_uint8
 from worldmodel.models.dit import DiT
@@ -40,7 +40,7 @@ class Dreamer:
         self.config, self.model, self.codec = config, model.eval(), codec.eval()
         self.device, self.dtype = model.patch.weight.device, model.patch.weight.dtype
         self.steps, self.chunk = steps or sampler.steps, sampler.chunk
-        self.sigmas = list(sampler.sigmas.get(str(self.steps), ())) or euler_sigmas(self.steps, sampler.shift)
+        self.sigmas = noise_levels(self.steps, sampler.shift, sampler.sigmas)
         self.latent = torch.empty(0)
         self._seeds: list[int] = []
         self._index = 0

@@ -108,8 +108,8 @@ def translate(error: Exception, overrides: Sequence[Override]) -> str:
     if key and unknown:
         return unknown_key(key.group(1), overrides)
     if key and error.__cause__ is not None:
-        return f"{key.group(1)}: {flat(error.__cause__)}"
-    return f"the settings do not fit together: {flat(error)}"
+        return f"{key.group(1)}: {one_line(error.__cause__)}"
+    return f"the settings do not fit together: {one_line(error)}"
 
 
 def stage_kind(overrides: Sequence[Override]) -> type:
@@ -166,7 +166,7 @@ def unknown_key(path: str, overrides: Sequence[Override]) -> str:
     return f"unknown setting {path!r}{hint}: valid names{' of ' + '.'.join(seen) if seen else ''} are {', '.join(names)}"
 
 
-def flat(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error's text on one line, without where OmegaConf met it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(line for line in lines if not line.startswith(("full_key", "object_type", "reference_type"))).rstrip(".")

@@ -201,14 +201,14 @@ class Loop:
         peak = matmul_peak(self.ranks.device, self.context.dtype)
         speed = Speed(self.stage.flops(), peak, self.stage.tokens)
         self._announce(peak)
-        self._base = time.perf_counter() - self.seconds
+        began = time.perf_counter() - self.seconds  # as if all sittings were one
         with stop_signals() as caught:
             while self.budget.spent(self.step, self.seconds) < 1.0:
                 seen = self._train_step()
                 self.step += 1
                 self.targets += seen * self.ranks.world
                 speed.count(seen)
-                self.seconds = self.ranks.from_main(time.perf_counter() - self._base)
+                self.seconds = self.ranks.from_main(time.perf_counter() - began)
                 stop = self.ranks.any(bool(caught))
                 self._events(metrics, speed, stop)
                 if stop:

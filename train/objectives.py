@@ -6,19 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.diffusion import shifted_grid
+
 REST = 0.02  # latents, of unit spread, of equal pictures differ by less: they are kept in half precision
 
 
 def bell_weight(sigma: Tensor) -> Tensor:
     """Loss weight by noise level (Wan 2.1, stages 0 and 1): exp(-2 (sigma - 1/2)^2) less its minimum, mean 1 over G(1000, 5).
 
-    The minimum over that grid is at sigma = 1; the mean is computed on the grid in float64.
+    As `worldmodel.diffusion.bell_weights`, between the levels of the grid too. Its minimum is at sigma = 1; the mean is computed in
+    float64.
     """
-    u = 1 - torch.arange(1000, dtype=torch.float64) / 1000
-    grid = 5 * u / (1 + 4 * u)
-    least = torch.exp(torch.tensor(-0.5, dtype=torch.float64))
-    mean = (torch.exp(-2 * (grid - 0.5) ** 2) - least).mean()
-    return ((torch.exp(-2 * (sigma.double() - 0.5) ** 2) - least) / mean).clamp(min=0).to(sigma.dtype)
+
+    def bell(level: Tensor) -> Tensor:
+        return torch.exp(-2 * (level - 0.5) ** 2)
+
+    least = bell(torch.ones((), dtype=torch.float64))
+    mean = (bell(shifted_grid(1000, 5.0)) - least).mean()
+    return ((bell(sigma.double()) - least) / mean).clamp(min=0).to(sigma.dtype)
 
 
 def _frame_errors(made: Tensor, target: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:

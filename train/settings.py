@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from train import recipe
 from train.checks import check_name
 from train.config import RunConfig
-from train.explain import CONF, GROUPS, RECIPE, check_choice, check_used, flat, trains, translate, unknown_key, walk
+from train.explain import CONF, GROUPS, RECIPE, check_choice, check_used, one_line, trains, translate, unknown_key, walk
 from worldmodel.errors import ConfigError
 
 SWEEP = {"-m", "--multirun"}
@@ -70,7 +70,7 @@ def explain_settings(arguments: Sequence[str]) -> list[Path]:
     except HydraException as error:
         entry = any(w.lstrip("+").startswith("recipe.") for w in words)
         hint = ": settings of an entry stand in quotes, \"recipe.NAME=['stage=...', 'minutes=5']\"" if entry else ""
-        raise ConfigError(f"cannot read the settings: {flat(error)}{hint}") from error
+        raise ConfigError(f"cannot read the settings: {one_line(error)}{hint}") from error
     for override in overrides:
         check_choice(override)
         name = override.key_or_group

@@ -16,7 +16,7 @@ from train.distributed import copy_whole
 from train.rollout import commit, rollout_cache, self_rollout
 from train.stages.base import Context
 from worldmodel.config import SamplerConfig
-from worldmodel.diffusion import euler_sigmas
+from worldmodel.diffusion import noise_levels
 from worldmodel.models.attention import AttentionContext, Layout
 from worldmodel.models.dit import DiT
 from worldmodel.runtime import capture_graph
@@ -89,8 +89,7 @@ class Student:
         """What comes behind the first `context` frames, whole chunks of them, of `clips` by the sampler of the game,
         (B,T-context,C,H,W). steps: denoising steps of a chunk (0: the sampler's own)."""
         sampler = self._sampler
-        steps = steps or sampler.steps
-        levels = sampler.sigmas.get(str(steps)) or euler_sigmas(steps, sampler.shift)
+        levels = noise_levels(steps or sampler.steps, sampler.shift, sampler.sigmas)
         self.begin(clips)
         self.see(clips.latent[:, :context])
         return self_rollout(

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.data import ClipBatch, begin_array, open_array
+from train.data import ClipBatch
+from train.made_once import GrowingArray, Report, make_once, open_array
 from train.record import read_json
-from train.unpack import Report, only_maker
 from worldmodel.data.episode import write_atomic
 from worldmodel.diffusion import shifted_grid
 from worldmodel.runtime import generator
@@ -61,6 +61,16 @@ class Plan:
     seed: int
     shape: tuple[int, ...]
 
+    @property
+    def grid(self) -> Tensor:
+        """Noise levels of the walk, float64, falling."""
+        return shifted_grid(self.levels, self.shift)
+
+    @property
+    def every(self) -> int:
+        """One level in so many is stored."""
+        return self.levels // self.kept
+
 
 @torch.no_grad()
 def trajectories(
@@ -70,24 +80,19 @@ def trajectories(
 
     count: clips there are to choose from. batch: clip numbers -> clips. size: clips at a time. A killed run goes on where it was.
     """
-    grid = shifted_grid(plan.levels, plan.shift)
-    every = plan.levels // plan.kept
     numbers = torch.randint(count, (plan.pairs,), generator=generator(plan.seed, "trajectories"))
     parts = (plan.key, plan.pairs, plan.levels, plan.kept, plan.shift, plan.seed, plan.shape)
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     final = plan.folder / f"trajectories-{name}.npy"
     clock = final.with_suffix(".json")
-    if not final.is_file():
-        with only_maker(final, tell):
-            if not final.is_file():
-                _make(plan, grid, every, numbers, batch, velocity, tell, size, final)
-    return Trajectories(open_array(final, plan.pairs), grid[::every].float(), numbers, _seconds(clock))
+    make_once(final, lambda: _make(plan, numbers, batch, velocity, tell, size, final), tell)
+    return Trajectories(open_array(final, plan.pairs), plan.grid[:: plan.every].float(), numbers, _seconds(clock))
 
 
 def imagined(plan: Plan) -> Trajectories:
     """What `trajectories` would make, without its content or its memory: for counting bytes."""
     states = np.broadcast_to(np.float16(0), (plan.pairs, plan.kept + 1, *plan.shape))
-    return Trajectories(states, shifted_grid(plan.levels, plan.shift)[:: plan.levels // plan.kept].float(), torch.arange(0), 0.0)
+    return Trajectories(states, plan.grid[:: plan.every].float(), torch.arange(0), 0.0)
 
 
 def _seconds(clock: Path) -> float:
@@ -98,8 +103,6 @@ def _seconds(clock: Path) -> float:
 
 def _make(
     plan: Plan,
-    grid: Tensor,
-    every: int,
     numbers: Tensor,
     batch: Callable[[Tensor], ClipBatch],
     velocity: Velocity,
@@ -107,34 +110,29 @@ def _make(
     size: int,
     final: Path,
 ) -> None:
-    part, mark, clock = final.with_suffix(".part"), final.with_suffix(".done"), final.with_suffix(".json")
-    array, done = begin_array(part, mark, (plan.pairs, plan.kept + 1, *plan.shape))
+    clock, array = final.with_suffix(".json"), GrowingArray(final, (plan.pairs, plan.kept + 1, *plan.shape))
     told = time.monotonic()
-    began = told - (_seconds(clock) if done else 0.0)
-    for start in range(done, plan.pairs, size):
+    began = told - (_seconds(clock) if array.done else 0.0)
+    for start in range(array.done, plan.pairs, size):
         clips = batch(numbers[start : start + size])
         noise = torch.randn(clips.latent.shape, generator=generator(plan.seed, "trajectory_noise", start)).to(clips.latent.device)
-        array[start : start + size] = torch.stack(_walk(noise, grid, every, clips, velocity), dim=1).half().cpu().numpy()
+        array.rows[start : start + size] = torch.stack(_walk(noise, plan, clips, velocity), dim=1).half().cpu().numpy()
         if time.monotonic() - told > 10:
-            told, done = time.monotonic(), min(start + size, plan.pairs)
-            array.flush()
+            told = time.monotonic()
             write_atomic(clock, json.dumps({"seconds": told - began}).encode())
-            write_atomic(mark, json.dumps(done).encode())
-            tell(f"made {done} of {plan.pairs} trajectories")
-    array.flush()
-    del array
+            array.keep(min(start + size, plan.pairs))
+            tell(f"made {array.done} of {plan.pairs} trajectories")
     write_atomic(clock, json.dumps({"seconds": time.monotonic() - began}).encode())
-    part.replace(final)
-    mark.unlink(missing_ok=True)
+    array.finish()
 
 
-def _walk(noise: Tensor, grid: Tensor, every: int, clips: ClipBatch, velocity: Velocity) -> list[Tensor]:
-    """Euler from level to level; the states at every `every`-th level, then the end at level 0."""
+def _walk(noise: Tensor, plan: Plan, clips: ClipBatch, velocity: Velocity) -> list[Tensor]:
+    """Euler from level to level; the states at the stored levels, then the end at level 0."""
     noisy, kept = noise, []
-    for i, sigma in enumerate(grid.tolist()):
-        if i % every == 0:
+    sigmas = plan.grid.tolist()
+    for i, (sigma, following) in enumerate(zip(sigmas, [*sigmas[1:], 0.0], strict=True)):
+        if i % plan.every == 0:
             kept.append(noisy)
-        following = float(grid[i + 1]) if i + 1 < len(grid) else 0.0
         levels = torch.full(noisy.shape[:2], sigma, device=noisy.device)
         noisy = noisy + (following - sigma) * velocity(noisy, levels, clips)
     return [*kept, noisy]

@@ -13,7 +13,7 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from train.made_once import Report, make_once, new_array
 from worldmodel.action import ActionSpec
 from worldmodel.config import from_dict, to_dict
 from worldmodel.data import episode as episodes
 from worldmodel.errors import ConfigError, DataError
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -104,41 +103,6 @@ def _survey(root: Path, report: Report) -> list[_Entry]:
     return found
 
 
-@contextlib.contextmanager
-def only_maker(final: Path, report: Report) -> Iterator[None]:
-    """One process at a time: who else wants to make `final` waits here, and has to look again whether it is still missing."""
-    from filelock import Timeout
-    from huggingface_hub.utils import WeakFileLock
-
-    final.parent.mkdir(parents=True, exist_ok=True)
-    lock = final.with_name(f".{final.name}.lock")
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(WeakFileLock(lock, timeout=1))
-        except Timeout:
-            report(f"waiting for another process that makes {final}")
-            held.enter_context(WeakFileLock(lock))
-        yield
-
-
-def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-    """A new memory-mapped .npy file with its room on the disk taken at once: on a full disk, writing to a hole would kill us.
-
-    Raises DataError if there is no room.
-    """
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    try:
-        if hasattr(os, "posix_fallocate"):
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise DataError(
-            f"no room for the {array.nbytes / 1e6:.0f} MB of {path} ({error.strerror}): free some space, or give another data.cache"
-        ) from error
-    return array
-
-
 def unpack(root: Path, cache: Path | None, workers: int, report: Report) -> Frames:
     """Open the data set `root`, unpacking it first if that was not done yet. workers: processes, 0 = one per core.
 
@@ -147,11 +111,7 @@ def unpack(root: Path, cache: Path | None, workers: int, report: Report) -> Fram
     entries = _survey(root, report)
     digest = hashlib.sha256("\n".join(e.checksum for e in entries).encode()).hexdigest()[:16]
     folder = (cache or root / "cache") / digest
-    index = folder / "index.json"
-    if not index.is_file():
-        with only_maker(folder, report):
-            if not index.is_file():
-                _build(folder, entries, workers, report)
+    make_once(folder, lambda: _build(folder, entries, workers, report), report)
     try:
         return _open(folder, digest)
     except (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, ConfigError) as error:
@@ -162,7 +122,7 @@ def _build(folder: Path, entries: list[_Entry], workers: int, report: Report) ->
     building = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    first = episodes.load(Path(_first_good(entries, report)))
+    first = _first_good(entries)
     counts = [e.shape[0] for e in entries]
     starts = np.concatenate(([0], np.cumsum(counts)))
     total = int(starts[-1])
@@ -188,13 +148,10 @@ def _build(folder: Path, entries: list[_Entry], workers: int, report: Report) ->
     building.replace(folder)
 
 
-def _first_good(entries: list[_Entry], report: Report) -> str:
+def _first_good(entries: list[_Entry]) -> episodes.Episode:
     for entry in entries:
-        try:
-            episodes.load(Path(entry.path))
-        except DataError:
-            continue  # reported when its turn comes
-        return entry.path
+        with contextlib.suppress(DataError):  # reported when its turn comes
+            return episodes.load(Path(entry.path))
     raise DataError(f"none of the {len(entries)} episodes can be read: record them again")
 
 

@@ -14,10 +14,10 @@ import torch
 from train.config import RunConfig
 from train.data import file_digest
 from train.distributed import Ranks
+from train.made_once import Report
 from train.record import read_json
 from train.stages.base import Context
 from train.student import Student
-from train.unpack import Report
 from train.video_codec import VideoCodec
 from train.videos import VideoLatents
 from train.weights import load_network

@@ -1,6 +1,11 @@
 """Playable learned worlds: a causal diffusion transformer that paints a game frame by frame.
 
 Importing this package is cheap: torch is imported by the first call that needs it.
+
+Where to begin reading, in the order of a frame: `world` is the face that every world shows, `action` what a player does. `session`
+(or `video_session`) plays a world by way of `dream`, chunk by chunk; `frame_program` runs the passes of one by `diffusion.sample`
+over `models.dit` and its `models.kv_cache`; `models.codec` makes a picture of the result. `config` and `checkpoint` are a world on
+disk; `game` is the window, `data` records the real thing.
 """
 
 from __future__ import annotations

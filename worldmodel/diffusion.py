@@ -6,7 +6,7 @@ left: (B,) or (B,T) against latents (B,T,C,H,W).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -52,6 +52,11 @@ def shifted_grid(steps: int, shift: float) -> Tensor:
 def euler_sigmas(steps: int, shift: float) -> list[float]:
     """`shifted_grid` as a list of floats."""
     return shifted_grid(steps, shift).tolist()
+
+
+def noise_levels(steps: int, shift: float, listed: Mapping[str, Sequence[float]]) -> list[float]:
+    """Falling noise levels of `steps` steps: those `listed` for this count (`SamplerConfig.sigmas`), else the grid's."""
+    return list(listed.get(str(steps), ())) or euler_sigmas(steps, shift)
 
 
 def bell_weights(sigmas: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from worldmodel.action import NOOP, Action
 from worldmodel.checkpoint import LoadedWorld, Spawn, load_world
 from worldmodel.compiled import Compiler
 from worldmodel.config import WorldConfig, find_world
-from worldmodel.diffusion import euler_sigmas
+from worldmodel.diffusion import noise_levels
 from worldmodel.dream import Dream
 from worldmodel.errors import ConfigError
 from worldmodel.frame_program import Given
@@ -108,8 +108,7 @@ class WorldSession(Dream):
         super().__init__(config, model.to(device, dtype), device, dtype, steps)
         self.world, self.folder, self.codec = world, folder, codec.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.spawns, self.weights_hash, self.frames_per_action = len(world.spawns), world.weights_hash, config.sampler.chunk
-        fixed = config.sampler.sigmas.get(str(self.steps))
-        self.sigmas = list(fixed) if fixed else euler_sigmas(self.steps, config.sampler.shift)
+        self.sigmas = noise_levels(self.steps, config.sampler.shift, config.sampler.sigmas)
         shortest = min(len(start.frames) for start in world.spawns)
         if shortest < self.frames_per_action:
             raise ConfigError(

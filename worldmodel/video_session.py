@@ -19,7 +19,7 @@ from torch import Tensor
 from worldmodel import runtime
 from worldmodel.action import NOOP, Action, ActionSpec, Axis, Button
 from worldmodel.config import WorldConfig
-from worldmodel.diffusion import euler_sigmas
+from worldmodel.diffusion import noise_levels
 from worldmodel.dream import Dream
 from worldmodel.errors import ConfigError
 from worldmodel.frame_program import Given
@@ -231,7 +231,7 @@ class VideoSession(Dream):
         """Falling noise levels; the first chunk of a rollout has a list of its own where the student was trained so."""
         sampler = self.config.sampler
         steps = sampler.first_steps if first and sampler.first_steps else self.steps
-        return sampler.sigmas.get(str(steps)) or euler_sigmas(steps, sampler.shift)
+        return noise_levels(steps, sampler.shift, sampler.sigmas)
 
     def _rolling_window(self) -> RollingWindow:
         """Raises ConfigError if the window does not hold as many chunks as there are steps."""

@@ -24,25 +24,22 @@ from worldmodel.diffusion import add_noise, to_clean, velocity_target
 class Apex(Distillation):
     """L = fake_weight L_fake + mix_weight L_mix."""
 
-    @property
-    def _own(self) -> ApexStage:
-        assert isinstance(self.options, ApexStage)
-        return self.options
+    options: ApexStage
 
     def loss(self, batch: ClipBatch, draws: Draws, keep: Tensor) -> Tensor:
-        own = self._own
+        options = self.options
         sigma, noise = self.sigma(draws, batch.latent.shape[1]), draws.normal("noise", *batch.latent.shape[1:])
         noisy, extra = add_noise(batch.latent, noise, sigma), self.clean_context(batch, draws)
         made = self.clean(self.model, noisy, sigma, batch, keep, extra)
-        shift, text = (lambda c: own.condition_scale * c + own.condition_offset), batch.text
+        shift, text = (lambda c: options.condition_scale * c + options.condition_offset), batch.text
         shifted = dataclasses.replace(batch, action=shift(batch.action), text=None if text is None else shift(text))
-        fake = made.detach() if own.detach_fake else made
+        fake = made.detach() if options.detach_fake else made
         flow = self.velocity(self.model, add_noise(fake, noise, sigma), sigma, shifted, keep, extra)
         with torch.no_grad():
             judged = to_clean(noisy, self.velocity(self.model, noisy, sigma, shifted, keep, extra), sigma)
-            target = torch.lerp(batch.latent, judged, own.mix)
+            target = torch.lerp(batch.latent, judged, options.mix)
         fake_loss = flow_matching(flow, velocity_target(fake, noise), batch.mask)
-        return own.fake_weight * fake_loss + own.mix_weight * endpoint_regression(made, target, batch.mask)
+        return options.fake_weight * fake_loss + options.mix_weight * endpoint_regression(made, target, batch.mask)
 
     def passes(self) -> list[Pass]:
         return super().passes() * 2

@@ -37,11 +37,12 @@ REAL_FRAMES = 4  # of every clip, where the past is too short to say what comes
 class ArDiffusion(FlowMatching):
     """Frame-wise (chunk 1) or chunk-wise, by ``model.sampler.chunk``; the training window is the sampler's."""
 
+    options: ArDiffusionStage
+
     @property
     def layout(self) -> Layout:
-        sampler, options = self.context.config.model.sampler, self.options
-        assert isinstance(options, ArDiffusionStage)
-        if options.forcing is Forcing.diffusion:
+        sampler = self.context.config.model.sampler
+        if self.options.forcing is Forcing.diffusion:
             return Layout.causal(sampler.chunk, sampler.window, sink=sampler.sink)
         return Layout.teacher_forcing(sampler.chunk, sampler.window, sampler.sink)
 
@@ -51,7 +52,6 @@ class ArDiffusion(FlowMatching):
 
     def clean_context(self, batch: ClipBatch, draws: Draws) -> dict[str, Tensor]:
         options = self.options
-        assert isinstance(options, ArDiffusionStage)
         if options.forcing is Forcing.diffusion:
             return {}  # the context is the noisy clip itself
         frames = batch.latent.shape[1]
@@ -64,7 +64,6 @@ class ArDiffusion(FlowMatching):
     def _own_context(self, batch: ClipBatch, draws: Draws) -> Tensor:
         """Context latents (B,T,C,H,W): real, or made by the network from the context of the round before."""
         options, sampler, context = self.options, self.sampler(), batch.latent
-        assert isinstance(options, ArDiffusionStage)
         shape, kept = context.shape, min(REAL_FRAMES, context.shape[1])
         for own_round in range(draws.shared("own_rounds", options.own_rounds + 1)):
 
@@ -100,9 +99,7 @@ class ArDiffusion(FlowMatching):
         return clips, student.dream(clips, context_of(self.options.clip_frames, sampler.chunk), draws)
 
     def flops(self) -> float:
-        options = self.options
-        assert isinstance(options, ArDiffusionStage)
-        return super().flops() * (1 + options.own_rounds / 2 * self.context.config.model.sampler.steps / 3)
+        return super().flops() * (1 + self.options.own_rounds / 2 * self.context.config.model.sampler.steps / 3)
 
     def sheet(self, path: Path, exported: Path | None) -> None:
         """Held-out frames above a rollout, and of worlds of single frames above one-step predictions."""

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from train.config import RunConfig
 from train.data import Draws
 from train.distributed import Ranks
+from train.made_once import Report
 from train.options import Precision, Switch
 from train.stage_options import TrainingOptions
-from train.unpack import Report
-from worldmodel.runtime import cpu_has_bf16
+from worldmodel.runtime import pick_dtype
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class Context:
         """Type that matrices are multiplied in."""
         wanted = self.config.train.precision
         if wanted is Precision.auto:
-            return torch.bfloat16 if _fast_bf16(self.device) else torch.float32
+            fast = pick_dtype(self.device)
+            return fast if fast is torch.bfloat16 else torch.float32  # float16 would need scaled losses
         return torch.bfloat16 if wanted is Precision.bf16 else torch.float32
 
     def autocast(self) -> torch.autocast:
@@ -86,12 +87,6 @@ class Context:
 
     def draws(self, step: int, micro: int) -> Draws:
         return Draws(self.config.seed, step, micro, self.ranks, self.options.batch)
-
-
-def _fast_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and cpu_has_bf16()
 
 
 class Stage(ABC):

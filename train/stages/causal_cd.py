@@ -27,6 +27,8 @@ from worldmodel.models.dit import DiT
 class CausalConsistency(Distillation):
     """Online teacher step, moving-average target, clean context."""
 
+    options: CausalCdStage
+
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.teacher, self.target = (network.requires_grad_(False) for network in (self.teacher_network(), self.network()))
@@ -34,16 +36,11 @@ class CausalConsistency(Distillation):
 
     def levels_of_grid(self) -> Tensor:
         """The falling noise levels (N,) that the loss is taken at, float32 on the CPU."""
-        return shifted_grid(self._own.levels, self._own.shift).float()
+        return shifted_grid(self.options.levels, self.options.shift).float()
 
     def teacher_network(self) -> DiT:
         """What the student learns from: the network that it starts from."""
         return self.network()
-
-    @property
-    def _own(self) -> CausalCdStage:
-        assert isinstance(self.options, CausalCdStage)
-        return self.options
 
     def updates(self, step: int) -> Iterator[Update]:
         if step:  # the step before has just changed the student
@@ -51,10 +48,10 @@ class CausalConsistency(Distillation):
         yield from super().updates(step)
 
     def _follow(self) -> None:
-        follow(self.target, self.model, 1 - self._own.target_decay)
+        follow(self.target, self.model, 1 - self.options.target_decay)
 
     def loss(self, batch: ClipBatch, draws: Draws, keep: Tensor) -> Tensor:
-        index = draws.integers("level", self._own.levels - 1)
+        index = draws.integers("level", self.options.levels - 1)
         high, low = (self._level(i, batch) for i in (index, index + 1))
         noisy = add_noise(batch.latent, draws.normal("noise", *batch.latent.shape[1:]), high)
         extra = self.clean_context(batch, draws)
@@ -68,7 +65,7 @@ class CausalConsistency(Distillation):
 
     def _nearer(self, noisy: Tensor, high: Tensor, low: Tensor, batch: ClipBatch, extra: Extra) -> Tensor:
         """One Euler step along the (guided) teacher's velocity from the levels `high` to `low`, both (B,T)."""
-        velocity = self.guided(self.teacher, noisy, high, batch, self._own.guidance, extra)
+        velocity = self.guided(self.teacher, noisy, high, batch, self.options.guidance, extra)
         return to_clean(noisy, velocity, high - low)  # noisy - (high - low) velocity
 
     def _target(self, noisy: Tensor, sigma: Tensor, batch: ClipBatch, keep: Tensor, extra: Extra) -> Tensor:
@@ -76,7 +73,7 @@ class CausalConsistency(Distillation):
         return self.clean(self.target, noisy, sigma, batch, keep, extra)
 
     def flops(self) -> float:
-        forwards = 2 if self._own.guidance == 1.0 else 3  # teacher and target, without gradients
+        forwards = 2 if self.options.guidance == 1.0 else 3  # teacher and target, without gradients
         return super().flops() * (1 + forwards / 3)
 
     def extra_state(self) -> dict[str, Any]:

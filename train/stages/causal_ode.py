@@ -20,25 +20,22 @@ from train.stages.distil import Distillation
 class CausalOde(Distillation):
     """Trajectories are made by the network that the student starts from."""
 
+    options: CausalOdeStage
+
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         teacher = self.network().requires_grad_(False)
-        self.stored = stored.store(self, self._own, teacher, self.layout, self._own.guidance, self.clips)
-
-    @property
-    def _own(self) -> CausalOdeStage:
-        assert isinstance(self.options, CausalOdeStage)
-        return self.options
+        self.stored = stored.store(self, self.options, teacher, self.layout, self.options.guidance, self.clips)
 
     def loss(self, batch: ClipBatch, draws: Draws, keep: Tensor) -> Tensor:
-        pair = draws.integers("pair", self._own.pairs)
+        pair = draws.integers("pair", self.options.pairs)
         batch = self.clips.batch(self.stored.clips[pair])
         states = self.stored.pick(pair, batch.latent.device)
-        level = draws.integers("level", self._own.list_steps)
+        level = draws.integers("level", self.options.list_steps)
         noisy = states[torch.arange(len(level)), level]
         sigma = self.stored.sigmas[level].to(noisy.device)[:, None].expand(-1, noisy.shape[1])
         made = self.clean(self.model, noisy, sigma, batch, keep, self.clean_context(batch, draws))
         return endpoint_regression(made, states[:, -1], batch.mask)
 
     def costs(self) -> dict[str, float]:
-        return stored.costs(self, self._own, self.layout, self._own.guidance, self.stored)
+        return stored.costs(self, self.options, self.layout, self.options.guidance, self.stored)

@@ -41,12 +41,14 @@ WHOLE = Layout.bidirectional()
 class DistributionMatching(Distillation):
     """Targets: ``model`` (the student) and ``critic``."""
 
+    options: DmdStage
+
     def __init__(self, context: Context) -> None:
         if not context.config.teacher:
             raise ConfigError("this stage needs a bidirectional network that judges rollouts: pass teacher=runs/teacher")
         super().__init__(context)
         self._check_longer()
-        if self.own.rest and isinstance(self.data, VideoLatents):
+        if self.options.rest and isinstance(self.data, VideoLatents):
             raise ConfigError("stage.rest is for worlds in which nothing moves by itself, and videos do: set stage.rest=0")
         plain = replace(self.model_config, flow_map=False)
         self.teacher = self.network(context.config.teacher, "teacher", plain).requires_grad_(False)
@@ -55,33 +57,27 @@ class DistributionMatching(Distillation):
 
     def _check_longer(self) -> None:
         """Raise ConfigError if rollouts of videos are longer than clips, and nothing here can begin a clip anew."""
-        own, data = self.own, self.data
-        if not isinstance(data, VideoLatents) or own.source is not Source.rollout or own.rollout_frames == own.clip_frames:
-            return
-        if data.shown_by is None or not data.shown_by.encodes:
+        options, data = self.options, self.data
+        longer = options.source is Source.rollout and options.rollout_frames != options.clip_frames
+        if isinstance(data, VideoLatents) and longer and not (data.shown_by is not None and data.shown_by.encodes):
             raise ConfigError(
-                f"rollouts of {own.rollout_frames} latents are scored by their last {own.clip_frames}, of which the first is "
-                "encoded anew: pass codec=Wan2.1_VAE.pth, or set stage.rollout_frames to stage.clip_frames"
+                f"rollouts of {options.rollout_frames} latents are scored by their last {options.clip_frames}, of which the first "
+                "is encoded anew: pass codec=Wan2.1_VAE.pth, or set stage.rollout_frames to stage.clip_frames"
             )
-
-    @property
-    def own(self) -> DmdStage:
-        assert isinstance(self.options, DmdStage)
-        return self.options
 
     def sampler(self) -> SamplerConfig:
         """Offers the step counts that are trained; by default the one nearest to ``model.sampler.steps``."""
-        plain, counts = super().sampler(), tuple(sorted(set(self.own.student_steps)))
+        plain, counts = super().sampler(), tuple(sorted(set(self.options.student_steps)))
         steps = min(counts, key=lambda count: abs(count - plain.steps))
-        return replace(plain, presets=counts, steps=steps, first_steps=self.own.first_steps)
+        return replace(plain, presets=counts, steps=steps, first_steps=self.options.first_steps)
 
     @cached_property
     def student(self) -> Student:
         """What makes rollouts: the student against a cache."""
         sampler = self.sampler()
-        carried = self.own.cache_gradient is CacheGradient.carried
-        longest = max(self.own.rollout_frames, self.own.clip_frames)
-        return Student(self.model, self.context, self.latent_shape, sampler, self.own.batch, carried, frames=longest)
+        carried = self.options.cache_gradient is CacheGradient.carried
+        longest = max(self.options.rollout_frames, self.options.clip_frames)
+        return Student(self.model, self.context, self.latent_shape, sampler, self.options.batch, carried, frames=longest)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model, "critic": self.critic}
@@ -96,17 +92,17 @@ class DistributionMatching(Distillation):
         raise NotImplementedError
 
     def rate(self, target: str, step: int) -> float:
-        return self.own.critic_lr if target == "critic" else 1.0
+        return self.options.critic_lr if target == "critic" else 1.0
 
     def make_clips(self, held_out: bool) -> Clips:
-        frames = self.options.clip_frames if held_out else max(self.options.clip_frames, self.own.rollout_frames)
+        frames = self.options.clip_frames if held_out else max(self.options.clip_frames, self.options.rollout_frames)
         return self.data.clips(frames, held_out)
 
     # -- what is scored --------------------------------------------------------------------------------------------------
 
     def dream(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
         """Clips with what the student made of them; mask: valid frames that it did make. The last clip_frames are scored."""
-        if self.own.source is Source.rollout:
+        if self.options.source is Source.rollout:
             return self._rollout(batch, draws)
         return self._predict(batch, draws)
 
@@ -115,34 +111,34 @@ class DistributionMatching(Distillation):
         if isinstance(self.data, VideoLatents):
             return self._begun_anew(dream)
         last = dream.latent.shape[1]
-        return dream.cut(last - self.own.clip_frames, last)
+        return dream.cut(last - self.options.clip_frames, last)
 
     def steps(self, draws: Draws) -> int:
         """The student's step count of this update."""
-        return self.own.student_steps[draws.shared("steps", len(self.own.student_steps))]
+        return self.options.student_steps[draws.shared("steps", len(self.options.student_steps))]
 
     def levels(self, draws: Draws, count: int) -> Tensor:
-        return super().levels(draws, count) if self.own.source is Source.rollout else self._list_levels(draws, count)
+        return super().levels(draws, count) if self.options.source is Source.rollout else self._list_levels(draws, count)
 
     def _list_levels(self, draws: Draws, count: int) -> Tensor:
         """Levels (B,count), each drawn from the student's list."""
-        choice = torch.tensor(euler_sigmas(self.steps(draws), self.own.shift))
+        choice = torch.tensor(euler_sigmas(self.steps(draws), self.options.shift))
         picked = draws.uniform("sigma", count).mul(len(choice)).long().clamp(max=len(choice) - 1)
         return choice.to(picked.device)[picked]
 
     def _predict(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
         """One step of the student from noised data, a list level per chunk, all frames at once."""
-        batch = batch.cut(0, self.own.clip_frames)
-        sigma, noise = self.sigma(draws, self.own.clip_frames), draws.normal("dream", *batch.latent.shape[1:])
+        batch = batch.cut(0, self.options.clip_frames)
+        sigma, noise = self.sigma(draws, self.options.clip_frames), draws.normal("dream", *batch.latent.shape[1:])
         noisy = add_noise(batch.latent, noise, sigma)
         extra = self.clean_context(batch, draws)
         return replace(batch, latent=self.clean(self.model, noisy, sigma, batch, None, extra))
 
     def _rollout(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
-        own, chunk, student = self.own, self.sampler().chunk, self.student
-        longer = (own.rollout_frames - own.clip_frames) // chunk
-        last = own.clip_frames + chunk * draws.shared("length", longer + 1)
-        batch, context = batch.cut(0, last), own.context_frames
+        options, chunk, student = self.options, self.sampler().chunk, self.student
+        more = (options.rollout_frames - options.clip_frames) // chunk
+        length = options.clip_frames + chunk * draws.shared("length", more + 1)  # of this rollout; its last clip_frames are scored
+        batch, context = batch.cut(0, length), options.context_frames
         kind, every_step = self.jumps()
         student.begin(batch, self._stale)
         self._stale = False
@@ -154,26 +150,26 @@ class DistributionMatching(Distillation):
             self._schedule(draws),
             self._renoise(draws, batch.latent.shape[1:]),
             start=context,
-            grad_from=last - own.clip_frames,
+            grad_from=length - options.clip_frames,
             kind=kind,
             every_step=every_step,
             context_sigma=self.sampler().context_sigma,
         )
         latent = torch.cat((batch.latent[:, :context], made), dim=1)
-        dreamed = (torch.arange(last, device=latent.device) >= context).expand_as(batch.mask)
+        dreamed = (torch.arange(length, device=latent.device) >= context).expand_as(batch.mask)
         # that recorded clips of videos end earlier is no matter: the prompt goes on, and a camera stands still
         return replace(batch, latent=latent, mask=dreamed if isinstance(self.data, VideoLatents) else batch.mask & dreamed)
 
     def _begun_anew(self, whole: ClipBatch) -> ClipBatch:
         """The last clip_frames of rollouts of videos, whose first latent is that of a single picture."""
         assert isinstance(self.data, VideoLatents)
-        first, chunk = whole.latent.shape[1] - self.own.clip_frames, self.sampler().chunk
+        first, chunk = whole.latent.shape[1] - self.options.clip_frames, self.sampler().chunk
         clip = whole.cut(first, whole.latent.shape[1])
         if not first:
             return clip
         assert self.data.shown_by is not None
         begin = self.data.shown_by.restart(whole.latent[:, : first + 1].detach())
-        trained = torch.arange(self.own.clip_frames, device=begin.device) >= chunk
+        trained = torch.arange(self.options.clip_frames, device=begin.device) >= chunk
         return replace(clip, latent=torch.cat((begin, clip.latent[:, 1:]), dim=1), mask=clip.mask & trained)
 
     def jumps(self) -> tuple[str, bool]:
@@ -183,16 +179,16 @@ class DistributionMatching(Distillation):
     def _schedule(self, draws: Draws) -> Callable[[int], list[float]]:
         """Levels of a chunk, cut behind its exit step: one for all chunks but perhaps the first."""
         levels = self.exit_levels(self.steps(draws), draws, "exit")
-        first = self.exit_levels(self.own.first_steps, draws, "first_exit") if self.own.first_steps else levels
-        return lambda number: first if number == 0 and self.own.context_frames == 0 else levels
+        first = self.exit_levels(self.options.first_steps, draws, "first_exit") if self.options.first_steps else levels
+        return lambda number: first if number == 0 and self.options.context_frames == 0 else levels
 
     def exit_levels(self, steps: int, draws: Draws, purpose: str) -> list[float]:
-        return euler_sigmas(steps, self.own.shift)[: draws.shared(purpose, steps) + 1]
+        return euler_sigmas(steps, self.options.shift)[: draws.shared(purpose, steps) + 1]
 
     def _renoise(self, draws: Draws, shape: torch.Size) -> Callable[[int, int], Tensor]:
         """Fresh noise by step, drawn for the whole clip at once and cut into chunks."""
         drawn: dict[int, Tensor] = {}
-        context, chunk = self.own.context_frames, self.sampler().chunk
+        context, chunk = self.options.context_frames, self.sampler().chunk
 
         def fresh(number: int, step: int) -> Tensor:
             if step not in drawn:
@@ -206,7 +202,7 @@ class DistributionMatching(Distillation):
 
     def _noised(self, made: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """noise, level (B,T) and noised clips for the scores: one shifted uniform level per clip."""
-        level = shift_sigma(draws.uniform("score_level"), self.own.shift).clamp(self.own.score_min, self.own.score_max)
+        level = shift_sigma(draws.uniform("score_level"), self.options.shift).clamp(self.options.score_min, self.options.score_max)
         sigma, noise = level[:, None].expand(-1, made.shape[1]), draws.normal("score_noise", *made.shape[1:])
         return noise, sigma, add_noise(made.detach(), noise, sigma)
 
@@ -216,27 +212,27 @@ class DistributionMatching(Distillation):
         _, sigma, noisy = self._noised(dream.latent, draws)
         with torch.no_grad():
             fake = self.clean(self.critic, noisy, sigma, dream, layout=WHOLE)
-            real = to_clean(noisy, self.guided(self.teacher, noisy, sigma, dream, self.own.guidance, layout=WHOLE), sigma)
+            real = to_clean(noisy, self.guided(self.teacher, noisy, sigma, dream, self.options.guidance, layout=WHOLE), sigma)
             gradient = distribution_gradient(dream.latent, fake, real, dream.mask)
         loss = distribution_matching(dream.latent, gradient, dream.mask)
-        if self.own.anchor:
-            loss = loss + self.own.anchor * self._anchor_loss(batch, draws)
-        if not self.own.rest:
+        if self.options.anchor:
+            loss = loss + self.options.anchor * self._anchor_loss(batch, draws)
+        if not self.options.rest:
             return loss, {}
         moved = self._rest_loss(whole, batch)
-        return loss + self.own.rest * moved, {"rest": moved.detach()}
+        return loss + self.options.rest * moved, {"rest": moved.detach()}
 
     def _rest_loss(self, dream: ClipBatch, real: ClipBatch) -> Tensor:
         """How far resting frames of a rollout are from what they were when the rest began, where they carry gradients."""
         target, rests = rest_targets(dream.latent, real.latent[:, : dream.latent.shape[1]], dream.action)
-        made, target, mask = (t[:, -self.own.clip_frames :] for t in (dream.latent, target, rests & dream.mask))
+        made, target, mask = (t[:, -self.options.clip_frames :] for t in (dream.latent, target, rests & dream.mask))
         return endpoint_regression(made, target, mask)
 
     def _anchor_loss(self, batch: ClipBatch, draws: Draws) -> Tensor:
         """Regression of the student's predictions from noised real clips on these clips, at levels of its own list."""
-        real = batch.cut(0, self.own.clip_frames)
+        real = batch.cut(0, self.options.clip_frames)
         noise = draws.normal("anchor_noise", *real.latent.shape[1:])
-        sigma = self._list_levels(draws, self.own.clip_frames // self.sampler().chunk).repeat_interleave(
+        sigma = self._list_levels(draws, self.options.clip_frames // self.sampler().chunk).repeat_interleave(
             self.sampler().chunk, dim=1
         )
         made = self.clean(self.model, add_noise(real.latent, noise, sigma), sigma, real, None, self.clean_context(real, draws))
@@ -250,8 +246,9 @@ class DistributionMatching(Distillation):
             self.velocity(self.critic, noisy, sigma, dream, layout=WHOLE), velocity_target(dream.latent, noise), dream.mask
         )
         with torch.no_grad():  # the teacher on real clips: a critic that follows is about as good on dreams
-            first = 0 if isinstance(self.data, VideoLatents) else batch.latent.shape[1] - self.own.clip_frames
-            real = batch.cut(first, first + self.own.clip_frames)
+            # a clip of videos can only be cut behind its first latent, which is a single picture
+            first = 0 if isinstance(self.data, VideoLatents) else batch.latent.shape[1] - self.options.clip_frames
+            real = batch.cut(first, first + self.options.clip_frames)
             noise, sigma, noisy = self._noised(real.latent, draws)
             known = self.velocity(self.teacher, noisy, sigma, real, layout=WHOLE)
             reference = flow_matching(known, velocity_target(real.latent, noise), real.mask)
@@ -264,34 +261,35 @@ class DistributionMatching(Distillation):
             yield from self._match(step - self.pretrain_steps)
 
     def _match(self, step: int) -> Iterator[Update]:
-        if step % self.own.critic_updates == 0:
+        if step % self.options.critic_updates == 0:
             yield from self._updates("model", self.generator_loss, step, 0)
             self._stale = True
-        yield from self._updates("critic", self.critic_loss, step, self.own.accumulate)
+        yield from self._updates("critic", self.critic_loss, step, self.options.accumulate)
 
     def _updates(self, target: str, loss: Loss, step: int, first: int) -> Iterator[Update]:
-        for micro in range(first, first + self.own.accumulate):
+        for micro in range(first, first + self.options.accumulate):
             draws = self.context.draws(step, micro)
             value, metrics = loss(self.clips.draw(draws), draws)
-            yield Update(target, value, self.own.batch * self.own.clip_frames, metrics)
+            yield Update(target, value, self.options.batch * self.options.clip_frames, metrics)
 
     def validate(self) -> dict[str, float]:
         """Nothing: held-out rollouts say how good the student is (`rollout_statistics`), its loss does not."""
         return {}
 
     def passes(self) -> list[Pass]:
-        own, share, sampler = self.own, 1 / self.own.critic_updates, self.sampler()
-        rollout = own.source is Source.rollout
+        options, share, sampler = self.options, 1 / self.options.critic_updates, self.sampler()
+        rollout = options.source is Source.rollout
         seen = Layout.causal(sampler.chunk, sampler.window, sink=sampler.sink) if rollout else self.layout
-        dream = Pass("model", seen, own.clip_frames, rollout, share)
-        anchor = [Pass("model", self.layout, own.clip_frames, share=share)] if own.anchor else []
-        return [dream, *anchor, Pass("critic", WHOLE, own.clip_frames)]
+        dream = Pass("model", seen, options.clip_frames, rollout, share)
+        anchor = [Pass("model", self.layout, options.clip_frames, share=share)] if options.anchor else []
+        return [dream, *anchor, Pass("critic", WHOLE, options.clip_frames)]
 
     def flops(self) -> float:
         """Of an average step: rollouts (half of the levels, and the commit pass), scores, backward."""
-        one = dit_flops(self.model_config, self.tokens, WHOLE, self.own.clip_frames) * self.own.batch * self.own.accumulate
-        passes = 1 + sum((n + 1) / 2 for n in self.own.student_steps) / len(self.own.student_steps)
-        frames = (self.own.clip_frames + self.own.rollout_frames) / 2 / self.own.clip_frames
-        rollout = one * passes * frames if self.own.source is Source.rollout else one
-        generator = rollout + 2 * one + (2 if self.own.guidance == 1.0 else 3) * one
-        return generator / self.own.critic_updates + rollout + 4 * one
+        options = self.options
+        one = dit_flops(self.model_config, self.tokens, WHOLE, options.clip_frames) * options.batch * options.accumulate
+        passes = 1 + sum((n + 1) / 2 for n in options.student_steps) / len(options.student_steps)
+        frames = (options.clip_frames + options.rollout_frames) / 2 / options.clip_frames
+        rollout = one * passes * frames if options.source is Source.rollout else one
+        generator = rollout + 2 * one + (2 if options.guidance == 1.0 else 3) * one
+        return generator / options.critic_updates + rollout + 4 * one

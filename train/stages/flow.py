@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from train.config import dit_config, sampler_config
 from train.data import ClipBatch, Clips, Draws
-from train.distributed import Ranks, prepare
+from train.distributed import Ranks, prepare_network
 from train.latents import RecordedLatents, open_latents
 from train.objectives import bell_weight, flow_matching
 from train.options import NoiseLevels, Weighting
@@ -71,7 +71,7 @@ class FlowMatching(Stage):
         super().__init__(context)
         options = context.config.stage
         assert isinstance(options, FlowStage)
-        self.options = options
+        self.options = options  # a stage that has settings of its own declares their type anew
         self.data = open_latents(context)
         self.model_config = dit_config(context.config, self.data.shape[0], self.data.spec.width)
         self.clips, self.held_out = self.make_clips(False), self.make_clips(True)
@@ -97,7 +97,7 @@ class FlowMatching(Stage):
         model = model.to(context.device)
         if path and context.size is None:
             load_network(path, model, key=key)
-        return prepare(model, context.ranks, context.config.train, context.compiled)
+        return prepare_network(model, context.ranks, context.config.train, context.compiled)
 
     @property
     def recorded(self) -> RecordedLatents:

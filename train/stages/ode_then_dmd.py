@@ -22,27 +22,24 @@ from worldmodel.models.attention import Layout
 class OdeThenDmd(DistributionMatching):
     """Two phases in one run."""
 
+    options: SelfForcingStage
+
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        own = self._both
-        self._pairs = self.data.clips(own.clip_frames, False)
-        self.stored = stored.store(self, own, self.teacher, WHOLE, own.trajectory_guidance, self._pairs)
-
-    @property
-    def _both(self) -> SelfForcingStage:
-        assert isinstance(self.options, SelfForcingStage)
-        return self.options
+        options = self.options
+        self._pairs = self.data.clips(options.clip_frames, False)
+        self.stored = stored.store(self, options, self.teacher, WHOLE, options.trajectory_guidance, self._pairs)
 
     @property
     def pretrain_steps(self) -> int:
-        return self._both.pretrain_steps
+        return self.options.pretrain_steps
 
     def rate(self, target: str, step: int) -> float:
-        return self._both.pretrain_lr if step < self.pretrain_steps else super().rate(target, step)
+        return self.options.pretrain_lr if step < self.pretrain_steps else super().rate(target, step)
 
     def first_loss(self, _: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        sampler, kept = self.sampler(), self._both.list_steps
-        pair = draws.integers("pair", self._both.pairs)
+        sampler, kept = self.sampler(), self.options.list_steps
+        pair = draws.integers("pair", self.options.pairs)
         batch = self._pairs.batch(self.stored.clips[pair])
         states = self.stored.pick(pair, batch.latent.device)
         count = batch.latent.shape[1] // sampler.chunk
@@ -54,4 +51,4 @@ class OdeThenDmd(DistributionMatching):
         return endpoint_regression(made, states[:, -1], batch.mask & (sigma > 0)), {}
 
     def costs(self) -> dict[str, float]:
-        return stored.costs(self, self._both, WHOLE, self._both.trajectory_guidance, self.stored)
+        return stored.costs(self, self.options, WHOLE, self.options.trajectory_guidance, self.stored)

@@ -24,6 +24,8 @@ from worldmodel.models.dit import DiT
 class TruncatedConsistency(CausalConsistency):
     """Trained above the boundary, anchored to the frozen student below it."""
 
+    options: TcmStage
+
     def __init__(self, context: Context) -> None:
         if not context.config.teacher:
             raise ConfigError(
@@ -31,21 +33,16 @@ class TruncatedConsistency(CausalConsistency):
             )
         super().__init__(context)
         self.frozen = self.network().requires_grad_(False)
-        self.boundary = int((self.levels_of_grid() >= self._options.boundary).sum()) - 1  # the lowest level that is trained
+        self.boundary = int((self.levels_of_grid() >= self.options.boundary).sum()) - 1  # the lowest level that is trained
         if self.boundary < 0:
-            raise ConfigError(f"stage.boundary {self._options.boundary} lies above every level of the grid: lower it")
+            raise ConfigError(f"stage.boundary {self.options.boundary} lies above every level of the grid: lower it")
 
     def teacher_network(self) -> DiT:
         """The autoregressive network that the student of the first stage learnt from."""
         return self.network(self.context.config.teacher, "teacher")
 
-    @property
-    def _options(self) -> TcmStage:
-        assert isinstance(self.options, TcmStage)
-        return self.options
-
     def loss(self, batch: ClipBatch, draws: Draws, keep: Tensor) -> Tensor:
-        at_boundary = draws.uniform("boundary") < self._options.boundary_prob
+        at_boundary = draws.uniform("boundary") < self.options.boundary_prob
         index = draws.integers("level", self.boundary + 1).to(at_boundary.device)
         index = torch.where(at_boundary, self.boundary, index)
         high = self._level(index, batch)
@@ -59,7 +56,7 @@ class TruncatedConsistency(CausalConsistency):
             consistency(made, target, batch.mask & part[:, None]) for part in (index < self.boundary, index == self.boundary)
         )
         share = (index == self.boundary).float().mean()
-        return (1 - share) * inner + self._options.boundary_weight * share * edge
+        return (1 - share) * inner + self.options.boundary_weight * share * edge
 
     def _target(self, noisy: Tensor, sigma: Tensor, batch: ClipBatch, keep: Tensor, extra: Extra) -> Tensor:
         """h(x, t): the moving average from the boundary up, the frozen student below it."""

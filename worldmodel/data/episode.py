@@ -14,7 +14,7 @@ import struct
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -199,25 +199,6 @@ def scan(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: record episodes with `python -m worldmodel.data.recorder --out {folder}`")
     return sorted(p for p in folder.iterdir() if p.name.startswith(PREFIX) and p.suffix == SUFFIX and p.is_file())
-
-
-def read_all(folder: Path, report: Callable[[str], None]) -> Iterator[tuple[Path, Episode]]:
-    """Every readable episode, in file name order. A bad file is skipped and told to `report` (name and reason).
-
-    Raises DataError if `folder` holds no readable episode.
-    """
-    paths, usable = scan(folder), 0
-    for path in paths:
-        try:
-            episode = load(path)
-        except DataError as error:
-            report(f"skipped {error}")
-            continue
-        usable += 1
-        yield path, episode
-    if usable == 0:
-        found = f"none of its {len(paths)} episode files can be read" if paths else "it holds no episode files"
-        raise DataError(f"{folder} has nothing to use: {found}; record with `python -m worldmodel.data.recorder --out {folder}`")
 
 
 def split(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:

@@ -8,14 +8,11 @@ Episode i is a function of (seed, i) and the world, whatever the number of worke
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,14 +22,14 @@ import numpy as np
 from worldmodel.data import episode as episodes
 from worldmodel.data.policies import PolicyFactory
 from worldmodel.data.progress import Progress
-from worldmodel.data.record_worker import Job, work
+from worldmodel.data.record_pool import record_all
+from worldmodel.data.record_worker import Job
 from worldmodel.errors import ConfigError, DataError, WorldModelError
 from worldmodel.flags import FlagParser, whole
 from worldmodel.world import World
 
 MANIFEST = "dataset.json"
 MANIFEST_VERSION = 1
-MAX_CRASHES = 3  # of an engine, on the same episode
 
 
 @dataclass
@@ -66,32 +63,6 @@ class Summary:
         return "\n".join(lines)
 
 
-class _Worker:
-    """A process and the pipe to it."""
-
-    def __init__(self, job: Job) -> None:
-        context = multiprocessing.get_context("spawn")  # fork would copy locks and pipe ends of the others
-        self.pipe, far = context.Pipe()
-        self.process = context.Process(target=work, args=(far, job), daemon=True)
-        self.process.start()
-        far.close()
-        self.task: int | None = None
-        self.idle = False
-
-    def give(self, index: int) -> None:
-        self.task, self.idle = index, False
-        with contextlib.suppress(OSError):  # if it has just died, reading from the pipe will tell
-            self.pipe.send(index)
-
-    def stop(self, patience: float) -> None:
-        """Close the pipe; the worker ends by itself after its episode, or is ended after `patience` seconds."""
-        self.pipe.close()
-        self.process.join(patience)
-        if self.process.is_alive():
-            self.process.terminate()
-            self.process.join(5)
-
-
 def record(
     open_world: Callable[[], World],
     policy: PolicyFactory,
@@ -119,7 +90,7 @@ def record(
     _check_manifest(out, identity)
     summary, start = Summary(), time.monotonic()
     workers = min(workers or os.cpu_count() or 1, -(-frames // episode_frames))
-    for stats in _run(job, frames, workers, lambda found: _check_manifest(out, identity | found, True)):
+    for stats in record_all(job, frames, workers, lambda found: _check_manifest(out, identity | found, True)):
         summary.add(stats)
         progress(min(summary.frames, frames), frames)
     summary.seconds = time.monotonic() - start
@@ -161,84 +132,6 @@ def _check_manifest(out: Path, wanted: dict[str, Any], write: bool = False) -> N
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _run(job: Job, frames: int, workers: int, check: Callable[[dict[str, Any]], None]) -> Iterator[dict[str, Any]]:
-    """Statistics of every episode, as they get done. Dead workers are replaced; a `failed` message ends everything."""
-    queue, clean = _Queue(frames, job.episode_frames), False
-    pool = [_Worker(job) for _ in range(workers)]
-    try:
-        while not queue.finished:
-            for pipe in multiprocessing.connection.wait([w.pipe for w in pool]):
-                place = next(i for i, w in enumerate(pool) if w.pipe is pipe)
-                worker = pool[place]
-                try:
-                    kind, value = worker.pipe.recv()
-                except (EOFError, OSError):
-                    queue.crashed(worker.task)
-                    worker.stop(1)
-                    pool[place] = _Worker(job)
-                    continue
-                if kind == "failed":
-                    raise DataError(value)
-                worker.idle = True
-                if kind == "ready":
-                    check(value)
-                elif worker.task is not None:
-                    queue.done(worker.task, value["frames"])
-                    worker.task = None
-                    yield value
-            for worker in pool:
-                task = queue.next() if worker.idle else None
-                if task is not None:
-                    worker.give(task)
-        clean = True
-    finally:
-        for worker in pool:
-            worker.pipe.close()
-        for worker in pool:
-            worker.stop(20 if clean else 3)
-
-
-class _Queue:
-    """Which episode is next. Episodes may end early; a number is given out only if all before it, at full length, do not suffice.
-
-    So the numbers that get recorded are 0 .. n-1 for the smallest n that holds enough frames, whatever the order of finishing.
-    """
-
-    def __init__(self, frames: int, episode_frames: int) -> None:
-        self.frames, self.episode_frames = frames, episode_frames
-        self._fresh, self._made = 0, 0
-        self._pending: set[int] = set()
-        self._again: list[int] = []
-        self._crashes: dict[int | None, int] = {}
-
-    @property
-    def finished(self) -> bool:
-        return self._made >= self.frames and not self._pending
-
-    def next(self) -> int | None:
-        """A number to record now, or None if nothing more is needed for the moment."""
-        if self._again:
-            return self._again.pop()
-        if self._made + len(self._pending) * self.episode_frames >= self.frames:
-            return None
-        self._pending.add(self._fresh)
-        self._fresh += 1
-        return self._fresh - 1
-
-    def done(self, index: int, frames: int) -> None:
-        self._pending.discard(index)
-        self._made += frames
-
-    def crashed(self, index: int | None) -> None:
-        """A process died on episode `index` (None: while starting). Raises DataError at the third time."""
-        self._crashes[index] = self._crashes.get(index, 0) + 1
-        if self._crashes[index] >= MAX_CRASHES:
-            where = "at its start" if index is None else f"on episode {index}"
-            raise DataError(f"a recording process died {MAX_CRASHES} times {where}: try fewer --workers, or another --seed")
-        if index is not None:
-            self._again.append(index)
 
 
 def contact_sheet(folder: Path, path: Path, columns: int = 6, rows: int = 5, scale: int = 2) -> None:

@@ -31,8 +31,8 @@ def _headless(factory: Factory, preview: Preview, settings: Settings) -> int:
 
     def ready() -> None:
         """Nobody looks: every picture counts as shown when it is due."""
-        while (due := generator.next_due()) is not None:
-            shown = generator.take(due)
+        while (due := generator.delivery.next_due()) is not None:
+            shown = generator.delivery.take(due)
             if shown is not None and not shown.first:
                 run.stats.shown(shown.due, shown.event, shown.span)
         progress(generator.frame, generator.plan.frames, run.stats.fps(recent=True))

@@ -29,13 +29,20 @@ class Journal:
         self.video: VideoRecording | None = None
         self.videos: list[Path] = []
 
-    def start_video(self, path: Path, first: Frame | None = None) -> None:
+    def start_video(self, path: Path) -> None:
         """Record from now on; does nothing while a video is being recorded."""
         if self.video is None:
             tags = {"title": str(self._header.get("world", "")), "comment": json.dumps(self._header)}
             self.video = VideoRecording(path, self._size, self._fps, tags)
-            if first is not None:
-                self.video.add(first)
+
+    def toggle_video(self, path: Path) -> str:
+        """Begin a video in `path`, or end the one that is being recorded; says which."""
+        if self.video is None:
+            self.start_video(path)
+            return f"recording {path}"
+        path = self.video.path
+        self.stop_video()
+        return f"saved {path}"
 
     def stop_video(self) -> None:
         if self.video is not None:

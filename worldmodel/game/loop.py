@@ -11,7 +11,8 @@ import time
 import pygame
 
 from worldmodel.game import cards
-from worldmodel.game.generator import Factory, Shown
+from worldmodel.game.delivery import Shown
+from worldmodel.game.generator import Factory
 from worldmodel.game.keymap import MOUSE_CODES, SCANCODES
 from worldmodel.game.pad import Pad
 from worldmodel.game.run import Run
@@ -56,7 +57,7 @@ class WindowLoop:
             for event in pygame.event.get():
                 self._handle(event)
             self.shell.notice()
-            shown = self.run.generator.take(time.perf_counter())
+            shown = self.run.generator.delivery.take(time.perf_counter())
             if shown is not None or self.shell.dirty or self._alive():
                 self._present(shown)
 
@@ -68,7 +69,7 @@ class WindowLoop:
     def _wait(self) -> None:
         """Sleep until an event, a picture's due time, or the next tick of something that moves."""
         self._waking = False
-        due = self.run.generator.next_due()
+        due = self.run.generator.delivery.next_due()
         rest = LIVE_WAIT if self._alive() else IDLE_WAIT
         if due is not None:
             rest = min(rest, due - time.perf_counter())

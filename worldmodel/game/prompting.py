@@ -70,5 +70,11 @@ class PromptChange:
             print(f"note: {sentence}", file=sys.stderr)  # whole; the window may be too narrow for it
             self._tell(sentence)
             return
-        self._generator.change_prompt(text, found)
+        self._generator.command(lambda: self._apply(text, found))
         self._tell(f"now: {text}")
+
+    def _apply(self, text: str, found: Any) -> None:
+        """Between two steps: dream of `text` from now on; it becomes the place that a reset goes to."""
+        world: Any = self._generator.world
+        self._generator.spawn = world.add_prompt(found)
+        self._generator.note("prompt", text=text)

@@ -110,18 +110,29 @@ class Replay:
     def frames(self) -> int:
         return max((op.frame for op in self.ops), default=0)
 
-    def check_world(self, weights: str, steps: int, window: int = 0) -> None:
-        """Raises DataError if these weights, this step count or window (0: there is none) are not what the replay was made with."""
-        made = self.header["weights"]
-        if made != weights:
+    def check_world(self, world: Any) -> dict[str, Any]:
+        """What the prompts of the replay become in this world, by text. Raises WorldModelError if it was made with another world.
+
+        Weights, step count and window (of video worlds) must be those that it was made with, and its actions known.
+        """
+        for op in self.ops:
+            if op.action is not None:
+                world.actions.clean(op.action)
+        made, has = self.header["weights"], getattr(world, "weights_hash", "")
+        if made != has:
             raise DataError(
-                f"{self.path} was made with weights {made[:12] or 'none'} but this world has {weights[:12] or 'none'}: "
+                f"{self.path} was made with weights {made[:12] or 'none'} but this world has {has[:12] or 'none'}: "
                 "replay it with the version of the world that made it"
             )
+        steps, window = getattr(world, "steps", 0), getattr(world, "window", 0)
         if self.header["steps"] != steps:
             raise DataError(f"{self.path} was made with {self.header['steps']} denoising steps, not {steps}: leave out --steps")
         if window and self.header.get("window", window) != window:
             raise DataError(f"{self.path} was made with a window of {self.header['window']}, not {window}: leave out --window")
+        prompts = {op.text for op in self.ops if op.kind == "prompt"}
+        if prompts and not getattr(world, "takes_prompts", False):
+            raise DataError(f"{self.path} changes the prompt, but this world takes none: replay it with the world that made it")
+        return {text: world.find_prompt(text) for text in prompts}
 
 
 def is_replay(path: Path) -> bool:

@@ -15,13 +15,13 @@ from typing import Any
 from worldmodel import __version__
 from worldmodel.errors import DataError, WorldModelError
 from worldmodel.game.agents import Agent, RandomAgent, open_agent
-from worldmodel.game.generator import Factory, Generator, Plan
+from worldmodel.game.generator import Factory, Generator
 from worldmodel.game.input import InputState, Snapshot
 from worldmodel.game.journal import Journal
 from worldmodel.game.keymap import Keymap, default_keymap, load_keymap
 from worldmodel.game.recording import EpisodeRecording
 from worldmodel.game.replay import ReplayWriter, read_replay, replay_path
-from worldmodel.game.settings import Preview, Settings
+from worldmodel.game.settings import Plan, Preview, Settings
 from worldmodel.game.stats import Stats, result_line, write_json
 from worldmodel.world import World
 

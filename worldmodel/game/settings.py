@@ -56,3 +56,20 @@ class Settings:
     def plays(self) -> Path:
         """Where screenshots and videos go."""
         return self.replay_out or Path("plays")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The part of the settings that the generator keeps to.
+
+    frames: stop after so many pictures (None: never). fps: pace; None: the world's own; 0: as fast as it goes.
+    compile: ``on`` waits for the world's other engine, ``auto`` takes it once it is there, ``off`` leaves it. build: whether
+    ``auto`` may build one behind the game; when such a build is done is not reproducible.
+    """
+
+    seed: int = 0
+    spawn: int = 0
+    frames: int | None = None
+    fps: float | None = None
+    compile: str = "auto"
+    build: bool = True

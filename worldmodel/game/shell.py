@@ -1,4 +1,4 @@
-"""What a person can do with the window besides playing: pause, step, menu, places, video, screenshot, agent. And who plays now.
+"""What a person can do with the window besides playing: pause, step, menu, places, video, screenshot, agent.
 
 Runs in the main thread. The world is only touched through the generator's commands.
 """
@@ -6,10 +6,13 @@ Runs in the main thread. The world is only touched through the generator's comma
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 from worldmodel.errors import WorldModelError
 from worldmodel.game import hud
 from worldmodel.game.cards import Choice
+from worldmodel.game.presence import Presence
 from worldmodel.game.prompting import PromptChange, PromptLine, takes_prompts
 from worldmodel.game.replay import replay_path
 from worldmodel.game.run import Run
@@ -17,18 +20,14 @@ from worldmodel.game.window import Window
 
 TOAST_SECONDS = 3.5
 PROMPT_KEY = "KeyT"  # of the window only in worlds that take prompts
-DEMO_AFTER = 8.0  # s without any input, only before the first one
 
 
 class Shell:
     """State of everything on top of the picture.
 
     screen: ``play``, ``menu``, ``step`` (paused, menu hidden), ``prompt`` (one is typed into `line`) or ``help``. level: of the
-    numbers. overlay: show pressed keys. selected: line of the menu. touched: a person has played. started: when play began. dirty:
-    must be drawn again. change: the prompt that is being prepared.
-
-    A world that brings a demo is a dream, and dreams fade while nobody plays: it stands still until the first input or the demo.
-    Where nothing moves by itself (`Preview.rests`) it also does so whenever nobody acts for a while, until the next input.
+    numbers. overlay: show pressed keys. selected: line of the menu. presence: who plays. started: when play began. dirty: must be
+    drawn again. change: the prompt that is being prepared.
     """
 
     def __init__(self, run: Run) -> None:
@@ -38,15 +37,13 @@ class Shell:
         self.overlay = False
         self.screen, self._before_help = "play", "play"
         self.selected: int | None = None
-        self.touched, self.done, self.dirty = False, False, True
+        self.done, self.dirty = False, True
         self.started: float | None = None
         self.toasts: list[tuple[str, float]] = []
         self._engine, self._told = "", False
         self.line, self.change = PromptLine(), PromptChange(run.generator, self.toast)
-        self._held, self._demo = False, False  # the world stands still; the demo plays
-        self._acted = 0.0  # when a person last did anything
-        if run.preview.demo is not None and self._unasked():
-            self._hold(True)
+        self.presence = Presence(run)
+        self._settle()
 
     def key_down(self, code: str, now: float) -> None:
         """A key of the keyboard went down: the window's keys first, then the world's."""
@@ -139,17 +136,26 @@ class Shell:
 
     def pause(self) -> None:
         """Let the pointer go, stop the world, show the menu."""
-        self.let_go(time.perf_counter())
-        self.screen, self.selected = "menu", None
-        self.run.generator.pause(True)
-        self.dirty = True
+        self._cover("menu")
 
     def resume(self) -> None:
         """Play on."""
         self.screen, self.selected = "play", None
-        self._held, self._acted = False, time.perf_counter()
-        self.run.generator.pause(False)
-        self.dirty = True
+        self.presence.acted()
+        self._settle()
+
+    def _cover(self, screen: str) -> None:
+        """Let the pointer go, stop the world, put something on top of the picture."""
+        self.let_go(time.perf_counter())
+        self.screen, self.selected = screen, None
+        self._settle()
+
+    def _settle(self) -> None:
+        """The world runs exactly while nothing is on top of the picture and somebody is there to play."""
+        paused = self.screen != "play" or self.presence.still
+        if paused != self.run.generator.paused:
+            self.run.generator.pause(paused)
+            self.dirty = True
 
     def _one_step(self) -> None:
         """Hide the menu: the picture is what one wants to see now. Keys held at this moment act in the step."""
@@ -157,10 +163,8 @@ class Shell:
         self.run.generator.step_once()
 
     def _open_help(self) -> None:
-        self._before_help, self.selected = self.screen, None
-        self.let_go(time.perf_counter())
-        self.screen = "help"
-        self.run.generator.pause(True)
+        self._before_help = self.screen
+        self._cover("help")
 
     def close_help(self) -> None:
         """Back to where F1 was pressed."""
@@ -172,10 +176,9 @@ class Shell:
 
     def _open_prompt(self) -> None:
         """Stop the world and let a prompt be typed."""
-        self.let_go(time.perf_counter())
         self.person()
-        self.screen, self.selected, self.line = "prompt", None, PromptLine()
-        self.run.generator.pause(True)
+        self._cover("prompt")
+        self.line = PromptLine()
         if self.window:
             self.window.typing(True)
 
@@ -203,60 +206,43 @@ class Shell:
         return False
 
     def _restart(self) -> None:
-        if not self._is_replay():
-            self.person()
-            self.run.generator.reset()
-            self.resume()
+        self._begin(self.run.generator.reset)
 
     def _next_place(self) -> None:
-        generator = self.run.generator
+        self._begin(self.run.generator.next_place)
+
+    def _begin(self, command: Callable[[], None]) -> None:
         if not self._is_replay():
             self.person()
-            generator.next_place()
+            command()
             self.resume()
 
     def _hand_over(self) -> None:
         if not self._is_replay() and self.run.seat is not None:
-            self.touched, self._demo = True, False
-            self._hold(False)
-            self._drive("agent" if self.run.seat.mode == "player" else "player")
-            self.toast("the agent plays; Tab takes over" if self.run.seat.mode == "agent" else "you play")
-
-    def _drive(self, mode: str) -> None:
-        generator, seat = self.run.generator, self.run.seat
-        assert seat is not None
-        seat.mode = mode
-        if mode != "player":
-            seat.agent.reset()
-        generator.command(lambda: generator.note("driver", driver=mode))
+            mode = self.presence.hand_over()
+            self._settle()
+            self.toast("the agent plays; Tab takes over" if mode == "agent" else "you play")
 
     def _toggle_video(self) -> None:
         generator = self.run.generator
 
         def job() -> None:
-            journal = generator.journal
-            if journal is None:
-                return
-            try:
-                if journal.video is None:
-                    path = replay_path(self.run.settings.plays, self.run.preview.name, ".mp4")
-                    journal.start_video(path)
-                    self.toast(f"recording {path}")
-                else:
-                    path = journal.video.path
-                    journal.stop_video()
-                    self.toast(f"saved {path}")
-            except WorldModelError as error:
-                self.toast(str(error))
+            if (journal := generator.journal) is not None:
+                self._tell(lambda: journal.toggle_video(self._new_file(".mp4")))
 
         generator.command(job)
 
     def _screenshot(self) -> None:
+        if (window := self.window) is not None:
+            self._tell(lambda: window.screenshot(self._new_file(".png")))
+
+    def _new_file(self, suffix: str) -> Path:
+        return replay_path(self.run.settings.plays, self.run.preview.name, suffix)
+
+    def _tell(self, work: Callable[[], str]) -> None:
+        """Show what `work` says of itself, or why it failed."""
         try:
-            if self.window is not None:
-                path = replay_path(self.run.settings.plays, self.run.preview.name, ".png")
-                self.window.screenshot(path)
-                self.toast(f"saved {path}")
+            self.toast(work())
         except WorldModelError as error:
             self.toast(str(error))
 
@@ -282,49 +268,14 @@ class Shell:
             self._told = True
             state = "is slower here" if generator.compiling == "slower" else generator.compiling
             self.toast(f"the compiled engine {state}; the eager one plays on")
-        self._maybe_demo(now)
-        self._maybe_rest(now)
-
-    def _unasked(self) -> bool:
-        """Whether a person is to play, and nothing else was asked for."""
-        settings = self.run.settings
-        return not self.touched and (settings.agent, settings.frames, settings.episodes, settings.replay) == (None,) * 4
-
-    def _maybe_demo(self, now: float) -> None:
-        seat, generator = self.run.seat, self.run.generator
-        if self.screen == "play" and self.started is not None and now - self.started > DEMO_AFTER and self._unasked():
-            self.touched = self._demo = True  # once
-            self._hold(False)
-            self._drive("demo")
-        elif self._demo and seat is not None and seat.mode == "player":  # it has come to its end
-            self._demo = False
-            generator.next_place()
-            self._hold(True)
-
-    def _maybe_rest(self, now: float) -> None:
-        run = self.run
-        plays = self.touched and self.screen == "play" and self.takes_input() and (run.seat is None or run.seat.mode == "player")
-        if not (plays and run.preview.rests and run.inputs) or run.settings.frames is not None:
-            return
-        if run.inputs.busy():
-            self._acted = now
-        elif now - self._acted > run.preview.rests:
-            self._hold(True)
-
-    def _hold(self, on: bool) -> None:
-        if on != self._held:
-            self._held = on
-            self.run.generator.pause(on)
+        if self.started is not None and self.screen == "play":
+            self.presence.look(now, self.started)
+            self._settle()
 
     def person(self) -> None:
-        """A person touched the controls: the demo ends, and what it has walked through begins anew."""
-        self.touched, self._acted = True, time.perf_counter()
-        if self.run.seat and self.run.seat.mode == "demo":
-            self._demo = False
-            self._drive("player")
-            if self.run.preview.demo is not None:
-                self.run.generator.reset()
-        self._hold(False)
+        """A person touched the controls."""
+        self.presence.plays()
+        self._settle()
 
     def let_go(self, now: float) -> None:
         """Release the pointer and everything that is held."""

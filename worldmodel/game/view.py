@@ -83,9 +83,9 @@ class View:
         fresh = shell.started is not None and time.perf_counter() - shell.started < HINT_SECONDS
         by_hand = run.seat is not None and run.seat.mode == "player"
         axes = run.generator.world.actions.axes
-        if axes and not self._window.grabbed and by_hand and (fresh or shell.touched):
+        if axes and not self._window.grabbed and by_hand and (fresh or shell.presence.touched):
             return f"click to {axes[0].name} with the mouse    F1  all keys    Esc  menu"
-        return "F1  all keys    Esc  menu" if fresh and not shell.touched else ""
+        return "F1  all keys    Esc  menu" if fresh and not shell.presence.touched else ""
 
     def _place(self) -> str:
         generator = self._run.generator

@@ -142,8 +142,8 @@ class Window:
             pygame.mouse.set_relative_mode(on)
         pygame.mouse.get_rel()
 
-    def screenshot(self, path: Path) -> None:
-        """Save the enlarged picture, without anything on top. Raises DataError."""
+    def screenshot(self, path: Path) -> str:
+        """Save the enlarged picture, without anything on top, and say so. Raises DataError."""
         if self._picture is None:
             raise DataError("there is no picture to save yet: wait until the world has started")
         try:
@@ -151,6 +151,7 @@ class Window:
             pygame.image.save(self._picture, str(path))
         except (OSError, pygame.error) as error:
             raise DataError(f"cannot write the screenshot {path}: {error}") from error
+        return f"saved {path}"
 
     def close(self) -> None:
         """Let the pointer go and close. Safe to call twice."""

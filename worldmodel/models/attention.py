@@ -120,16 +120,16 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, layer: int, ctx: AttentionContext) -> Tensor:
         """x (B, F*S, D) -> (B, F*S, D)."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        cameras, slot = ctx.cameras if self.camera_out is not None else None, None
+        cameras, scratch = ctx.cameras if self.camera_out is not None else None, None
         if cameras is not None:
             q, k, v = self._with_cameras(q, k, v, ctx, cameras)
         else:
-            if ctx.cache is not None and not torch.is_grad_enabled():
-                slot = ctx.cache.scratch(layer, x.shape[1])
+            if ctx.cache is not None and not torch.is_grad_enabled():  # autograd may still need what lies there
+                scratch = ctx.cache.scratch(layer, x.shape[1])  # keys and values are written to their place at once, not copied
             gains, angles = (self.norm_q.weight, self.norm_k.weight), (ctx.cos, ctx.sin)
-            q, k, v = kernels.qk_norm_rope(q, k, v, *gains, self.eps, *angles, self.heads, slot)
+            q, k, v = kernels.qk_norm_rope(q, k, v, *gains, self.eps, *angles, self.heads, scratch)
         if ctx.cache is not None:
-            out = ctx.cache.attend(layer, q, k, v, written=slot is not None)
+            out = ctx.cache.attend(layer, q, k, v, written=scratch is not None)
         else:
             assert ctx.plan is not None
             out = kernels.block_attention(q, k, v, ctx.plan)

@@ -1,5 +1,6 @@
 """The noise grid of the Wan 2.1 family: levels at fixed grid entries, looked up by timestep = 1000 * sigma in 0..1000.
 
+Neither playing nor training needs it: it is what recorded outputs of the public code are checked against (tests/parity).
 Grids are float32, as in public training code, so that nearest-entry look-ups and few-step lists come out the same.
 Shapes: n grid entries; timesteps t of shape (B,) or (B,T) go with latents (B,C,H,W) or (B,T,C,H,W).
 """

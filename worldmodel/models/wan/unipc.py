@@ -1,4 +1,7 @@
-"""UniPC (Zhao et al. 2023, "UniPC: A Unified Predictor-Corrector Framework", B2 variant, order 2) on flow-matching noise levels."""
+"""UniPC (Zhao et al. 2023, "UniPC: A Unified Predictor-Corrector Framework", B2 variant, order 2) on flow-matching noise levels.
+
+The family's sampler of many steps. The students that are played here need few: tests hold it against recorded runs (tests/parity).
+"""
 
 from __future__ import annotations
 
