@@ -145,6 +145,27 @@ def test_a_rollout_rests_where_the_recording_does(home: Path) -> None:
     assert sum(p.grad.abs().sum() for p in stage.model.parameters() if p.grad is not None) > 0
 
 
+def test_without_scores_there_is_neither_teacher_nor_critic(home: Path, tmp_path: Path) -> None:
+    stage = _dmd(home, "stage.score=0", "stage.rest=1", "stage.anchor=1", "teacher=''")
+    assert [u.target for step in range(3) for u in stage.updates(step)] == ["model"] * 3 and set(stage.modules()) == {"model"}
+    assert stage.flops() > 0
+    run(settings(*words(home, "dmd", "stage.score=0", "stage.rest=1", "teacher=''", "steps=3")), tmp_path / "run")
+    assert open_session(tmp_path / "run/export", device="cpu", threads=1).config.sampler.presets
+
+
+def test_the_clip_that_rests_longest_is_dreamed(home: Path) -> None:
+    stage = _dmd(home, "stage.rest=1", "stage.rest_draws=3")
+    draws = stage.context.draws(0, 0)
+    batch = stage.clips.draw(draws)
+    others = [stage.clips.batch(draws.integers(f"restful_{i}", stage.clips.sampler.count)) for i in (1, 2)]
+    length = stage._length(draws)
+    rests = torch.stack([stage._resting(b, length) for b in (batch, *others)])
+    chosen = stage._restful(batch, draws)
+    assert torch.equal(stage._resting(chosen, length), rests.amax(dim=0))
+    still = replace(batch, latent=batch.latent[:, :1].expand_as(batch.latent), action=torch.zeros_like(batch.action))
+    assert torch.equal(stage._resting(still, 6), still.mask[:, :6].sum(dim=1) - 1), "a clip's first frame rests after nothing"
+
+
 def test_long_rollouts_are_scored_on_their_end(home: Path) -> None:
     stage = _dmd(home, "stage.rollout_frames=10")
     lengths = set()

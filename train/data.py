@@ -142,6 +142,14 @@ class ClipBatch:
         latent, action, mask = (t[:, part] for t in (self.latent, self.action, self.mask))
         return replace(self, latent=latent, action=action, mask=mask, cameras=cameras)
 
+    def where(self, chosen: Tensor, other: ClipBatch) -> ClipBatch:
+        """The clips of `other` where chosen, bool (B,), these elsewhere; of recorded worlds."""
+
+        def pick(here: Tensor, there: Tensor) -> Tensor:
+            return torch.where(chosen.reshape(-1, *[1] * (here.dim() - 1)), there, here)
+
+        return ClipBatch(pick(self.latent, other.latent), pick(self.action, other.action), pick(self.mask, other.mask))
+
     def conditions(self, keep: Tensor | None = None) -> dict[str, Any]:
         """What `DiT` takes beside the noisy latents. keep: bool (B,), False hides the action and gives the negative prompt."""
         text = self.text

@@ -166,11 +166,14 @@ class DmdStage(ArDiffusionStage):
     before the dream. rollout_frames: longest clip, context included; the scores see its last clip_frames. score_min, score_max:
     range of the noise level that the scores are taken at.
 
+    score: weight of distribution matching; 0 = none, and neither teacher nor critic, only the two regressions that follow.
+
     anchor: weight of a regression that is not in the paper: clean predictions from noised real clips, with the past that own_rounds
     makes, must stay near the real ones. (Scores alone say what looks right, not that it follows from the keys.)
 
     rest: weight of another one: where nobody acts and the recorded world stands still, the rollout must, too (`rest_targets`).
     Without it the same small error is added to a resting view again and again. Not for videos, which move by themselves.
+    rest_draws: of so many clips the one with the longest rest is what a rollout of the student's updates goes along.
     """
 
     kind: str = "dmd"
@@ -186,8 +189,10 @@ class DmdStage(ArDiffusionStage):
     rollout_frames: int = 24
     score_min: float = 0.02
     score_max: float = 0.98
+    score: float = 1.0
     anchor: float = 0.0
     rest: float = 0.0
+    rest_draws: int = 1
     action_dropout: float = 0.0
     context_noise_prob: float = 0.0
 

@@ -6,6 +6,9 @@ first moves the student along the difference of the two scores. The past that a 
 in the game; longer rollouts than the teacher's clips are scored on their last `clip_frames`. Of videos the first latent of a clip
 is a single picture: there the first of those frames is made anew, its last picture as a clip's first latent, and is not trained.
 
+Two regressions that are not in the paper can be added, or with ``stage.score=0`` be all there is, without teacher and critic:
+``anchor`` keeps the student near real clips, ``rest`` makes rollouts stand still where the recorded world does.
+
 The gradient of a dreamed frame stays in its own exit step unless ``stage.cache_gradient=carried`` (see train.rollout).
 With ``stage.source`` the scored frames are not rollouts but predictions from noised data: CausVid's and "causal DMD".
 """
@@ -44,15 +47,16 @@ class DistributionMatching(Distillation):
     options: DmdStage
 
     def __init__(self, context: Context) -> None:
-        if not context.config.teacher:
-            raise ConfigError("this stage needs a bidirectional network that judges rollouts: pass teacher=runs/teacher")
         super().__init__(context)
+        if self.options.score and not context.config.teacher:
+            raise ConfigError("this stage needs a bidirectional network that judges rollouts: pass teacher=runs/teacher")
         self._check_longer()
         if self.options.rest and isinstance(self.data, VideoLatents):
             raise ConfigError("stage.rest is for worlds in which nothing moves by itself, and videos do: set stage.rest=0")
-        plain = replace(self.model_config, flow_map=False)
-        self.teacher = self.network(context.config.teacher, "teacher", plain).requires_grad_(False)
-        self.critic = self.network(context.config.teacher, "teacher", plain)
+        if self.options.score:
+            plain = replace(self.model_config, flow_map=False)
+            self.teacher = self.network(context.config.teacher, "teacher", plain).requires_grad_(False)
+            self.critic = self.network(context.config.teacher, "teacher", plain)
         self._stale = True  # whether the student has changed since the copy that makes rollouts was taken
 
     def _check_longer(self) -> None:
@@ -80,7 +84,7 @@ class DistributionMatching(Distillation):
         return Student(self.model, self.context, self.latent_shape, sampler, self.options.batch, carried, frames=longest)
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"model": self.model, "critic": self.critic}
+        return {"model": self.model, "critic": self.critic} if self.options.score else {"model": self.model}
 
     @property
     def pretrain_steps(self) -> int:
@@ -134,10 +138,13 @@ class DistributionMatching(Distillation):
         extra = self.clean_context(batch, draws)
         return replace(batch, latent=self.clean(self.model, noisy, sigma, batch, None, extra))
 
+    def _length(self, draws: Draws) -> int:
+        """Frames of this update's rollouts, the context included; the last clip_frames are scored."""
+        more = (self.options.rollout_frames - self.options.clip_frames) // self.sampler().chunk
+        return self.options.clip_frames + self.sampler().chunk * draws.shared("length", more + 1)
+
     def _rollout(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
-        options, chunk, student = self.options, self.sampler().chunk, self.student
-        more = (options.rollout_frames - options.clip_frames) // chunk
-        length = options.clip_frames + chunk * draws.shared("length", more + 1)  # of this rollout; its last clip_frames are scored
+        options, student, length = self.options, self.student, self._length(draws)
         batch, context = batch.cut(0, length), options.context_frames
         kind, every_step = self.jumps()
         student.begin(batch, self._stale)
@@ -207,20 +214,41 @@ class DistributionMatching(Distillation):
         return noise, sigma, add_noise(made.detach(), noise, sigma)
 
     def generator_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        whole = self.dream(batch, draws)
-        dream = self._scored(whole)
+        options, restful = self.options, self._restful(batch, draws)
+        dream = self.dream(restful, draws)
+        loss = options.score * self._match_loss(self._scored(dream), draws) if options.score else dream.latent.new_zeros(())
+        if options.anchor:
+            loss = loss + options.anchor * self._anchor_loss(batch, draws)
+        if not options.rest:
+            return loss, {}
+        moved = self._rest_loss(dream, restful)
+        return loss + options.rest * moved, {"rest": moved.detach()}
+
+    def _match_loss(self, dream: ClipBatch, draws: Draws) -> Tensor:
         _, sigma, noisy = self._noised(dream.latent, draws)
         with torch.no_grad():
             fake = self.clean(self.critic, noisy, sigma, dream, layout=WHOLE)
             real = to_clean(noisy, self.guided(self.teacher, noisy, sigma, dream, self.options.guidance, layout=WHOLE), sigma)
             gradient = distribution_gradient(dream.latent, fake, real, dream.mask)
-        loss = distribution_matching(dream.latent, gradient, dream.mask)
-        if self.options.anchor:
-            loss = loss + self.options.anchor * self._anchor_loss(batch, draws)
-        if not self.options.rest:
-            return loss, {}
-        moved = self._rest_loss(whole, batch)
-        return loss + self.options.rest * moved, {"rest": moved.detach()}
+        return distribution_matching(dream.latent, gradient, dream.mask)
+
+    def _restful(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
+        """Of `batch` and rest_draws - 1 more, at every place the clip that rests longest where rollouts are trained."""
+        if self.options.rest_draws == 1:
+            return batch
+        length = self._length(draws)
+        best, most = batch, self._resting(batch, length)
+        for i in range(1, self.options.rest_draws):
+            other = self.clips.batch(draws.integers(f"restful_{i}", self.clips.sampler.count))
+            rests = self._resting(other, length)
+            best, most = best.where(rests > most, other), torch.maximum(rests, most)
+        return best
+
+    def _resting(self, batch: ClipBatch, length: int) -> Tensor:
+        """In how many frames (B,) of the scored ones of a rollout of `length` nobody acts and the recording does not change."""
+        clip = batch.cut(0, length)
+        rests = rest_targets(clip.latent, clip.latent, clip.action)[1] & clip.mask
+        return rests[:, -self.options.clip_frames :].sum(dim=1)
 
     def _rest_loss(self, dream: ClipBatch, real: ClipBatch) -> Tensor:
         """How far resting frames of a rollout are from what they were when the rest began, where they carry gradients."""
@@ -261,10 +289,11 @@ class DistributionMatching(Distillation):
             yield from self._match(step - self.pretrain_steps)
 
     def _match(self, step: int) -> Iterator[Update]:
-        if step % self.options.critic_updates == 0:
+        if not self.options.score or step % self.options.critic_updates == 0:
             yield from self._updates("model", self.generator_loss, step, 0)
             self._stale = True
-        yield from self._updates("critic", self.critic_loss, step, self.options.accumulate)
+        if self.options.score:
+            yield from self._updates("critic", self.critic_loss, step, self.options.accumulate)
 
     def _updates(self, target: str, loss: Loss, step: int, first: int) -> Iterator[Update]:
         for micro in range(first, first + self.options.accumulate):
@@ -277,12 +306,12 @@ class DistributionMatching(Distillation):
         return {}
 
     def passes(self) -> list[Pass]:
-        options, share, sampler = self.options, 1 / self.options.critic_updates, self.sampler()
+        options, share, sampler = self.options, 1 / self.options.critic_updates if self.options.score else 1.0, self.sampler()
         rollout = options.source is Source.rollout
         seen = Layout.causal(sampler.chunk, sampler.window, sink=sampler.sink) if rollout else self.layout
         dream = Pass("model", seen, options.clip_frames, rollout, share)
         anchor = [Pass("model", self.layout, options.clip_frames, share=share)] if options.anchor else []
-        return [dream, *anchor, Pass("critic", WHOLE, options.clip_frames)]
+        return [dream, *anchor, Pass("critic", WHOLE, options.clip_frames)] if options.score else [dream, *anchor]
 
     def flops(self) -> float:
         """Of an average step: rollouts (half of the levels, and the commit pass), scores, backward."""
@@ -291,5 +320,7 @@ class DistributionMatching(Distillation):
         passes = 1 + sum((n + 1) / 2 for n in options.student_steps) / len(options.student_steps)
         frames = (options.clip_frames + options.rollout_frames) / 2 / options.clip_frames
         rollout = one * passes * frames if options.source is Source.rollout else one
+        if not options.score:
+            return rollout + 2 * one
         generator = rollout + 2 * one + (2 if options.guidance == 1.0 else 3) * one
         return generator / options.critic_updates + rollout + 4 * one
