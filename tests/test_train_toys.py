@@ -83,9 +83,13 @@ def test_a_rest_is_held_to_the_frame_it_began_with() -> None:
     real = torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0, 1.0]).reshape(1, 6, 1, 1, 1)
     action = torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0, 0.0]).reshape(1, 6, 1)
     dream = torch.tensor([0.0, 1.5, 1.6, 1.7, 1.8, 1.9]).reshape(1, 6, 1, 1, 1).requires_grad_()
-    target, rests = rest_targets(dream, real, action)
+    target, rests = rest_targets(dream, real, action, 1)
     assert rests.tolist() == [[False, False, True, True, False, True]]
     assert torch.allclose(target.flatten(), torch.tensor([0.0, 1.5, 1.5, 1.5, 1.8, 1.8])) and not target.requires_grad
+    # if it stopped within the context, the key was pressed against a wall, and the dream stands there, too
+    target, rests = rest_targets(dream, real, action, 2)
+    assert rests.tolist() == [[False, False, True, True, True, True]]
+    assert torch.allclose(target.flatten(), torch.tensor([0.0, 1.5, 1.5, 1.5, 1.5, 1.5]))
 
 
 def test_the_exact_flow_map_is_a_fixed_point() -> None:

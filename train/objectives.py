@@ -71,17 +71,20 @@ def distribution_matching(made: Tensor, gradient: Tensor, mask: Tensor) -> Tenso
     return 0.5 * _frame_errors(made, (made - gradient).detach(), mask)
 
 
-def rest_targets(dream: Tensor, real: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+def rest_targets(dream: Tensor, real: Tensor, action: Tensor, context: int) -> tuple[Tensor, Tensor]:
     """Where the recorded world rests a rollout must rest, too: what its frames should be, (B,T,C,H,W), and which have to, (B,T).
 
-    dream: real context frames and what was dreamed behind them; real: the recorded clip; action (B,T,A) led to its frames. A frame
-    rests if nobody acts and the recording does not change. Its target is the frame of the dream that this rest began with.
+    dream: `context` real frames and what was dreamed behind them; real: the recorded clip; action (B,T,A) led to its frames.
+    A frame rests if the recording does not change and nobody acts, or if it stopped within the context: who acts is then held up
+    where the dream stands, too. Its target is the frame of the dream that this rest began with.
     """
     unmoved = F.pad(real.diff(dim=1).abs().amax(dim=(2, 3, 4)) < REST, (1, 0))
-    rests = unmoved & (action == 0).all(dim=2)
-    index = torch.arange(dream.shape[1], device=dream.device).expand_as(rests)
-    began = torch.where(rests, 0, index).cummax(dim=1).values
-    return dream.detach()[torch.arange(len(dream), device=dream.device)[:, None], began], rests
+    idle = unmoved & (action == 0).all(dim=2)
+    index = torch.arange(dream.shape[1], device=dream.device).expand_as(idle)
+    stopped, began = (torch.where(still, 0, index).cummax(dim=1).values for still in (unmoved, idle))
+    known = unmoved & (stopped < context)
+    began = torch.where(known, stopped, began)
+    return dream.detach()[torch.arange(len(dream), device=dream.device)[:, None], began], idle | known
 
 
 def flow_map_target(velocity: Tensor, slope: Tensor, gap: Tensor) -> Tensor:

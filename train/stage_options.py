@@ -171,8 +171,9 @@ class DmdStage(ArDiffusionStage):
     anchor: weight of a regression that is not in the paper: clean predictions from noised real clips, with the past that own_rounds
     makes, must stay near the real ones. (Scores alone say what looks right, not that it follows from the keys.)
 
-    rest: weight of another one: where nobody acts and the recorded world stands still, the rollout must, too (`rest_targets`).
-    Without it the same small error is added to a resting view again and again. Not for videos, which move by themselves.
+    rest: weight of another one: where the recorded world stands still, because nobody acts or a wall is in the way, the rollout
+    must, too (`rest_targets`). Without it the same small error is added to a resting view again and again. Not for videos, which
+    move by themselves.
     rest_draws: of so many clips the one with the longest rest is what a rollout of the student's updates goes along.
     """
 

@@ -232,6 +232,9 @@ class DistributionMatching(Distillation):
             gradient = distribution_gradient(dream.latent, fake, real, dream.mask)
         return distribution_matching(dream.latent, gradient, dream.mask)
 
+    def _rests(self, dream: ClipBatch, real: ClipBatch) -> tuple[Tensor, Tensor]:
+        return rest_targets(dream.latent, real.latent, real.action, self.options.context_frames)
+
     def _restful(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
         """Of `batch` and rest_draws - 1 more, at every place the clip that rests longest where rollouts are trained."""
         if self.options.rest_draws == 1:
@@ -245,14 +248,14 @@ class DistributionMatching(Distillation):
         return best
 
     def _resting(self, batch: ClipBatch, length: int) -> Tensor:
-        """In how many frames (B,) of the scored ones of a rollout of `length` nobody acts and the recording does not change."""
+        """In how many frames (B,) of the scored ones of a rollout of `length` the recording rests."""
         clip = batch.cut(0, length)
-        rests = rest_targets(clip.latent, clip.latent, clip.action)[1] & clip.mask
+        rests = self._rests(clip, clip)[1] & clip.mask
         return rests[:, -self.options.clip_frames :].sum(dim=1)
 
     def _rest_loss(self, dream: ClipBatch, real: ClipBatch) -> Tensor:
         """How far resting frames of a rollout are from what they were when the rest began, where they carry gradients."""
-        target, rests = rest_targets(dream.latent, real.latent[:, : dream.latent.shape[1]], dream.action)
+        target, rests = self._rests(dream, real.cut(0, dream.latent.shape[1]))
         made, target, mask = (t[:, -self.options.clip_frames :] for t in (dream.latent, target, rests & dream.mask))
         return endpoint_regression(made, target, mask)
 
