@@ -214,15 +214,19 @@ class DistributionMatching(Distillation):
         return noise, sigma, add_noise(made.detach(), noise, sigma)
 
     def generator_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        options, restful = self.options, self._restful(batch, draws)
-        dream = self.dream(restful, draws)
-        loss = options.score * self._match_loss(self._scored(dream), draws) if options.score else dream.latent.new_zeros(())
+        options, metrics = self.options, dict[str, Tensor]()
+        loss = batch.latent.new_zeros(())
+        if options.score or options.rest:
+            restful = self._restful(batch, draws)
+            dream = self.dream(restful, draws)
+        if options.score:
+            loss = options.score * self._match_loss(self._scored(dream), draws)
         if options.anchor:
             loss = loss + options.anchor * self._anchor_loss(batch, draws)
-        if not options.rest:
-            return loss, {}
-        moved = self._rest_loss(dream, restful)
-        return loss + options.rest * moved, {"rest": moved.detach()}
+        if options.rest:
+            metrics["rest"] = self._rest_loss(dream, restful)
+            loss = loss + options.rest * metrics["rest"]
+        return loss, {name: value.detach() for name, value in metrics.items()}
 
     def _match_loss(self, dream: ClipBatch, draws: Draws) -> Tensor:
         _, sigma, noisy = self._noised(dream.latent, draws)
