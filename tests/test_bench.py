@@ -16,7 +16,8 @@ import torch
 
 import play
 from tests.test_video_session import open_video
-from worldmodel import random_video
+from worldmodel import kernels, random_video
+from worldmodel import measure as measuring
 from worldmodel.config import DiTConfig
 from worldmodel.measure import measure
 
@@ -51,6 +52,14 @@ def test_a_video_session_counts_all_pictures_of_an_action():
     session = open_video(camera=False)
     row = measure(session, ["eager"], 4)["engines"]["eager"]
     assert session.cache.full and row["frames_per_second"] * row["p50_ms"] / 1e3 > 2  # four pictures an action, but for jitter
+
+
+def test_the_work_is_counted_by_operations_that_the_counter_knows(monkeypatch):
+    asked, act = list[str](), measuring._act
+    monkeypatch.setattr(measuring, "_act", lambda session: (asked.append(kernels._wanted()), act(session))[1])
+    monkeypatch.setenv("WORLDMODEL_KERNELS", "auto")
+    assert measuring._flops(open_video(camera=False), measuring.Progress()) > 0
+    assert set(asked) == {"reference"} and kernels._wanted() == "auto"
 
 
 def test_an_engine_that_cannot_be_had_does_not_stop_the_others(capsys):

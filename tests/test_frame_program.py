@@ -22,6 +22,7 @@ from worldmodel.diffusion import sample
 from worldmodel.errors import DeviceError
 from worldmodel.frame_program import FrameProgram, Given, Passes
 from worldmodel.models.dit import DiT
+from worldmodel.models.embeddings import rope_tables
 
 CASES = [{}, {"sink": 1}, {"chunk": 3, "window": 9}, {"camera": False}]
 
@@ -72,6 +73,19 @@ def video_rollout(session) -> list[np.ndarray]:
 def rooms_rollout(session) -> list[np.ndarray]:
     session.reset(seed=3)
     return [f.rgb for i in range(14) for f in session.step(WALK if i % 3 else NOOP)]
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_what_positions_say_is_there_before_the_player_acts(merge: bool) -> None:
+    session = open_video(camera=False)
+    session.merge = merge
+    for _ in range(3):
+        session.step(NOOP)
+        session.finish()
+        made = rope_tables.cache_info().misses
+        session.step(NOOP)
+        assert rope_tables.cache_info().misses == made
+        session.finish()
 
 
 def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:

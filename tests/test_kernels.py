@@ -99,8 +99,9 @@ def test_the_gpu_runs_triton_for_the_types_it_is_for(monkeypatch: pytest.MonkeyP
     def chosen(dtype: torch.dtype) -> set[str]:
         return {op for op in kernels.KERNELS if kernels._kernel(op, OnGpu(dtype)) is not None}  # type: ignore[arg-type]
 
-    assert chosen(torch.bfloat16) == set(), "nobody gets kernels unasked before they have run on a GPU"
-    monkeypatch.setenv("WORLDMODEL_KERNELS", "auto")
+    with kernels.chosen("reference"):
+        assert chosen(torch.bfloat16) == set()
+    assert "WORLDMODEL_KERNELS" not in os.environ, "a choice for a while leaves nothing behind"
     assert chosen(torch.bfloat16) == chosen(torch.float16) == set(kernels.KERNELS)
     assert chosen(torch.float32) == {"qk_norm_rope", "modulate", "gate_residual"}
     assert chosen(torch.float64) == set()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from worldmodel import runtime
 from worldmodel.threads import FIRST, LASTING, LONGEST_REST, REST, ThreadWatch
 
 PERIOD = 1 / 17.5
@@ -86,3 +88,12 @@ def test_measurements_in_vain_become_rare():
 def test_the_first_steps_set_the_measure():
     watch = ThreadWatch(2, lambda: 1e6)
     assert not any(watch.took(10.0) for _ in range(FIRST))
+
+
+@pytest.mark.parametrize(("wanted", "count"), [("auto", 1), ("spare", 1), (3, 3)])
+def test_beside_a_gpu_the_host_has_one_thread_unless_it_is_asked_for_more(wanted: int | str, count: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        assert runtime.host_threads(wanted) == torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)

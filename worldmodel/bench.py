@@ -113,8 +113,11 @@ def _open(world: str | None, size: str | None, options: Mapping[str, Any], force
     place, _ = runtime.pick_device(str(options["device"]))
     if place.type == "cpu" and not force:
         raise ConfigError(f"--size {size} takes a GPU: on this CPU one frame lasts minutes (--force measures it all the same)")
-    if isinstance(options.get("threads"), int):
-        runtime.set_threads(options["threads"])
+    threads = options.get("threads", "auto")
+    if place.type != "cpu":
+        runtime.host_threads(threads)
+    elif isinstance(threads, int):
+        runtime.set_threads(threads)
     return random_video(size, place, runtime.pick_dtype(place), options.get("steps"), options.get("window"), progress.say)
 
 

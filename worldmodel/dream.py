@@ -157,10 +157,11 @@ class Dream:
         return torch.randn(shape, generator=runtime.generator(*wanted)).to(self._dtype)
 
     def _draw_ahead(self) -> None:
-        """Noise does not hang on what the player does: that of the next chunk is drawn before anyone waits for it."""
+        """Noise and positions do not hang on what the player does: those of the next chunk are there before anyone waits for it."""
         if self._drawn:
             following = ((seed, purpose, number + self.config.sampler.chunk, i) for seed, purpose, number, i in self._drawn)
             self._ahead, self._drawn = {wanted: self._draw(wanted) for wanted in following}, []
+            self._program.look_ahead(self.config.latent_size, chunks=1 if self._pending is None else 2)
 
     # --- the engines ------------------------------------------------------------------------------------------------------------
 

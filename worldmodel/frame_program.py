@@ -161,6 +161,12 @@ class FrameProgram:
         self._one_pass("commit", clean, self._context, given)
         self._cache.commit()
 
+    def look_ahead(self, latent_size: tuple[int, int, int], chunks: int = 1) -> None:
+        """Make what the positions of the next chunks say, so that the pass over them finds it made. latent_size: C H W."""
+        self._model.context(
+            (1, chunks * self._cache.chunk, *latent_size), torch.device("cpu"), Layout.bidirectional(), cache=self._cache
+        )
+
     def trial(self, noise: Tensor, sigma: float, given: Given) -> None:
         """One denoising pass, as frames have several; it changes nothing but the cache's scratch."""
         self._one_pass("trial", noise, (sigma, 0.0), given)

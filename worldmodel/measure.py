@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from worldmodel import runtime
+from worldmodel import kernels, runtime
 from worldmodel.action import NOOP
 from worldmodel.errors import DeviceError
 from worldmodel.game.stats import peak_rss_mb, percentiles
@@ -150,11 +150,12 @@ def _act(session: Session) -> tuple[float, float]:
 
 
 def _flops(session: Session, progress: Progress) -> int:
-    """Of one action with a full cache: products and convolutions, as PyTorch counts them."""
+    """Of one action with a full cache: products and convolutions, as PyTorch counts them, which does not look into our kernels."""
     progress.say("counting the work of an action")
-    _fill(session, "counting", progress)
-    with FlopCounterMode(display=False) as counter:
-        _act(session)
+    with kernels.chosen("reference"):
+        _fill(session, "counting", progress)
+        with FlopCounterMode(display=False) as counter:
+            _act(session)
     return int(counter.get_total_flops())
 
 

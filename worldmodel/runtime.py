@@ -93,6 +93,14 @@ def set_threads(count: int) -> int:
     return count
 
 
+def host_threads(wanted: int | str) -> int:
+    """CPU threads beside a GPU: as many as are `wanted` by number, otherwise one, since the host only copies small tables there.
+
+    More of them wake up and wait for each other at every copy: 20 to 35 ms of a 1.3B frame on 32 busy cores (docs/speed.md).
+    """
+    return set_threads(1 if isinstance(wanted, str) else wanted)
+
+
 def pick_threads(work: Callable[[], object], most: int) -> int:
     """Try thread counts 1, 2, 4, ... on `work` and keep the fastest (by the slower of its better runs); sets it for this thread.
 

@@ -102,8 +102,7 @@ class WorldSession(Dream):
         threads: int | str = "auto",
     ) -> None:
         config, on_cpu = world.config, device.type == "cpu"
-        if on_cpu:  # on busy cores several threads are a cliff: until they are measured there is one
-            runtime.set_threads(1 if isinstance(threads, str) else threads)
+        runtime.host_threads(threads)  # also on a CPU: on busy cores several are a cliff, until they are measured there is one
         model, codec = world.build()
         super().__init__(config, model.to(device, dtype), device, dtype, steps)
         self.world, self.folder, self.codec = world, folder, codec.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]

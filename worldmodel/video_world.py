@@ -123,6 +123,8 @@ def open_video(
     if "cpu" in (at.type, plan.decoder):
         spared = runtime.available_threads() - (threads == "spare")
         runtime.set_threads(max(1, spared) if isinstance(threads, str) else threads)
+    else:
+        runtime.host_threads(threads)
     prompts = [p.embedding for p in loaded.prompts]
     start = None if image is None else encode_picture(folder, config, image, torch.device(plan.encoder))
     if plan.encoder == "cuda":

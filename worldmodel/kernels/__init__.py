@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "FrameRule",
     "attention",
     "block_attention",
+    "chosen",
     "gate_residual",
     "modulate",
     "plan_blocks",
@@ -36,8 +38,9 @@ __all__ = [
     "rotate",
 ]
 
+VARIABLE = "WORLDMODEL_KERNELS"
 CHOICES = ("auto", "reference", "triton")
-DEFAULT = "reference"  # each op is right and fast on a GPU; the whole paths with them on have not run there yet
+DEFAULT = "auto"
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -108,10 +111,24 @@ def _can_run(device: torch.device) -> bool:
 
 def _wanted() -> str:
     """Raises ValueError on an unknown choice."""
-    wanted = os.environ.get("WORLDMODEL_KERNELS", DEFAULT)
+    wanted = os.environ.get(VARIABLE, DEFAULT)
     if wanted not in CHOICES:
-        raise ValueError(f"WORLDMODEL_KERNELS is {wanted!r}: it can be {', '.join(CHOICES)}")
+        raise ValueError(f"{VARIABLE} is {wanted!r}: it can be {', '.join(CHOICES)}")
     return wanted
+
+
+@contextmanager
+def chosen(choice: str) -> Iterator[None]:
+    """`choice` in place of what the environment chooses."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = choice
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
 
 
 def _kernel(op: str, x: Tensor) -> Callable[..., Any] | None:
