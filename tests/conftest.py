@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -73,6 +74,19 @@ def one_thread(request):
 @pytest.fixture
 def tiny_world(tmp_path):
     return write_tiny_world(tmp_path / "tiny")
+
+
+@pytest.fixture
+def exported(tiny_world, tmp_path):
+    """The tiny world as a training run would leave it."""
+    from worldmodel.checkpoint import export_world, load_world
+
+    world = load_world(tiny_world)
+    data = {"frames": 9, "world": "tiny", "digest": "", "episodes": 1}
+    record = {"stage": "ar_diffusion", "data": data, "steps": 1, "frame_targets": 1, "codec": {}}
+    config = dataclasses.replace(world.config, provenance=record)
+    export_world(tmp_path / "export", config, world.model_state, world.codec_state, world.spawns, "# tiny\n")
+    return tmp_path / "export"
 
 
 @pytest.fixture(scope="session")

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from train.publish import publish
-from worldmodel.checkpoint import export_world, load_world
+from worldmodel.checkpoint import load_world
 from worldmodel.errors import ConfigError
-
-
-@pytest.fixture
-def exported(tiny_world: Path, tmp_path: Path) -> Path:
-    """The tiny world as a training run would leave it."""
-    world = load_world(tiny_world)
-    data = {"frames": 9, "world": "tiny", "digest": "", "episodes": 1}
-    record = {"stage": "ar_diffusion", "data": data, "steps": 1, "frame_targets": 1, "codec": {}}
-    config = dataclasses.replace(world.config, provenance=record)
-    export_world(tmp_path / "export", config, world.model_state, world.codec_state, world.spawns, "# tiny\n")
-    return tmp_path / "export"
 
 
 def test_starting_places_are_kept_in_the_order_asked_for(exported: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from train import record, sources
 from train.config import RunConfig, codec_config, sampler_config
 from train.stage_checks import at_least_one, not_negative, validate_training
-from train.stage_options import EvaluateStage, TrainingOptions
+from train.stage_options import AverageStage, EvaluateStage, TrainingOptions
 from worldmodel.config import MOST_STEPS
 from worldmodel.errors import ConfigError
 
@@ -35,6 +35,8 @@ def validate(config: RunConfig) -> None:
         raise ConfigError(f"minutes must be positive, got {config.minutes}")
     if isinstance(config.stage, EvaluateStage):
         _validate_evaluation(config.stage)
+    if isinstance(config.stage, AverageStage) and not 0 <= config.stage.share <= 1:
+        raise ConfigError(f"stage.share is a part of the weights from 0 to 1, got {config.stage.share}")
     if isinstance(config.stage, TrainingOptions):
         validate_training(config, config.stage)
         sources.check_kinds(config)

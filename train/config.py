@@ -13,6 +13,7 @@ from train.stage_options import (
     AnyflowStage,
     ApexStage,
     ArDiffusionStage,
+    AverageStage,
     CausalCdStage,
     CausalOdeStage,
     CausvidStage,
@@ -33,7 +34,7 @@ class RunConfig:
     """One run. name: folder below runs/ (default: the stage). steps / minutes: budget (minutes of training; both: first reached).
 
     codec: run or world folder with a trained codec. init: run or world folder to take weights from. teacher: the bidirectional run
-    that judges rollouts. world: what to evaluate.
+    that judges rollouts. world: what to evaluate, or to average with init.
 
     recipe: without ``stage=``, runs to do one after the other: name -> its settings, or the folder of one that exists elsewhere
     (train.recipe). only: do just these of them. scale: multiplies the budget of each.
@@ -70,6 +71,7 @@ STAGES: dict[str, type[StageOptions]] = {
     "self_forcing": SelfForcingStage,
     "causvid": CausvidStage,
     "anyflow": AnyflowStage,
+    "average": AverageStage,
     "evaluate": EvaluateStage,
 }
 # Stands in for a stage while a recipe is composed: knows the settings of all stages; None = as each entry has it.

@@ -76,7 +76,7 @@ def dry_stage(config: RunConfig, size: tuple[int, int]) -> FlowMatching:
     from train.stages import Context, build
     from train.stages.flow import FlowMatching
 
-    if config.stage.kind in ("codec", "evaluate"):
+    if config.stage.kind in ("codec", "average", "evaluate"):
         raise ConfigError(f"stage={config.stage.kind} is not estimated: choose one that trains a transformer")
     precision = Precision.bf16 if config.train.precision is Precision.auto else config.train.precision
     train = replace(config.train, precision=precision, fsdp=False, checkpoint_activations=False)

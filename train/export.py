@@ -12,8 +12,9 @@ import numpy as np
 from train.config import RunConfig
 from train.stages.base import Progress
 from train.unpack import Frames
-from worldmodel.checkpoint import Spawn, export_world
+from worldmodel.checkpoint import LoadedWorld, Spawn, export_world, load_world
 from worldmodel.config import WorldConfig
+from worldmodel.errors import ConfigError
 from worldmodel.runtime import describe_machine
 
 if TYPE_CHECKING:
@@ -73,6 +74,14 @@ def provenance(config: RunConfig, data: Frames, progress: Progress, codec: dict[
         "machine": describe_machine(),
         "settings": {"stage": plain(config.stage), "model": plain(config.model)},
     }
+
+
+def load_exported(folder: Path) -> LoadedWorld:
+    """A world that a run exported, with the record of its training. Raises WorldModelErrors."""
+    world = load_world(folder)
+    if "data" not in world.config.provenance:
+        raise ConfigError(f"{folder} was not exported by a training run: give runs/NAME/export")
+    return world
 
 
 def card(config: WorldConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import sys
 import time
@@ -59,18 +60,18 @@ def run(config: RunConfig, folder: Path) -> None:
     runtime.setup()
     if config.train.threads:
         runtime.set_threads(config.train.threads)
-    if config.stage.kind == "evaluate":
-        _evaluate(config, folder)
+    if config.stage.kind in ("average", "evaluate"):
+        _alone(config, folder)
         return
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
     _train(config, folder)
 
 
-def _evaluate(config: RunConfig, folder: Path) -> None:
-    from train.evaluate import run_stage
-
-    if not main_process():  # one process measures; the others meet it again at the next training run
+def _alone(config: RunConfig, folder: Path) -> None:
+    """What one process does; the others meet it again at the next training run."""
+    if not main_process():
         return
+    run_stage = importlib.import_module(f"train.{config.stage.kind}").run_stage
     began = time.perf_counter()
     record.write_settings(config, folder)
     run_stage(config, folder)

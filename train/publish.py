@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from train.export import card
+from train.export import card, load_exported
 from worldmodel.action import NOOP
-from worldmodel.checkpoint import Spawn, export_world, load_world
+from worldmodel.checkpoint import Spawn, export_world
 from worldmodel.config import SAMPLERS
 from worldmodel.data.real import open_world
 from worldmodel.errors import ConfigError, WorldModelError
@@ -51,10 +51,8 @@ def publish(
 
     Raises WorldModelErrors: a damaged export, a game that does not fit, a missing file, a starting place that is not there.
     """
-    world = load_world(export)
+    world = load_exported(export)
     config = world.config
-    if "data" not in config.provenance:
-        raise ConfigError(f"{export} was not exported by a training run: give runs/NAME/export")
     own = list(world.spawns)
     if wrong := [n for n in keep or () if not 0 <= n < len(own)]:
         raise ConfigError(f"{export} has no starting place {wrong[0]}: its places are 0 to {len(own) - 1}")

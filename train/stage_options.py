@@ -262,3 +262,14 @@ class EvaluateStage(StageOptions):
     size: EvaluationSize = EvaluationSize.full
     random_frames: int = 0
     out: str = ""
+
+
+@dataclass
+class AverageStage(StageOptions):
+    """The mean of two students' weights: the world ``world=PATH`` with those of ``init=PATH``.
+
+    share: of ``init``, from 0 (``world`` as it is) to 1.
+    """
+
+    kind: str = "average"
+    share: float = 0.5
