@@ -69,7 +69,9 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
         set(),
     ),
     "worldmodel.measure": (
-        BOTTOM | {"worldmodel.runtime", "worldmodel.session", "worldmodel.video_session", "worldmodel.game"},
+        BOTTOM
+        | {"worldmodel.runtime", "worldmodel.kernels", "worldmodel.session", "worldmodel.video_session"}
+        | {"worldmodel.game"},
         {"torch"},
     ),
     "worldmodel.random_video": (BOTTOM | {"worldmodel.runtime", "worldmodel.models", "worldmodel.video_session"}, {"torch"}),
