@@ -15,7 +15,7 @@ from train import record
 from train.jobs import run
 from worldmodel.action import NOOP
 from worldmodel.checkpoint import LoadedWorld, export_world, load_world
-from worldmodel.errors import ConfigError
+from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.models.dit import DiT
 
 
@@ -77,3 +77,11 @@ def test_what_cannot_be_averaged_is_refused(exported: Path, tiny_world: Path, tm
         with pytest.raises(ConfigError, match=said):
             averaged(tmp_path / "mean", *(word.format(exported) for word in words))
     assert not (tmp_path / "mean" / "export").exists()
+
+
+def test_weights_that_are_not_whole_are_named(exported: Path, tmp_path: Path) -> None:
+    world = load_world(exported)
+    part = {name: value for name, value in world.model_state.items() if name != "head.bias"}
+    export_world(tmp_path / "part", world.config, part, world.codec_state, world.spawns, "# part\n")
+    with pytest.raises(CheckpointError, match=r"it lacks head\.bias"):
+        averaged(tmp_path / "mean", f"world={exported}", f"init={tmp_path}/part")

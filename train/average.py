@@ -36,12 +36,14 @@ def run_stage(config: RunConfig, folder: Path) -> Path:
             raise ConfigError(f"{key}={getattr(config, key)} dreams videos: stage=average is for worlds with a codec of their own")
     first, second = (load_exported(find_world(place)) for place in (config.world, config.init))
     _check_alike(first, second, config)
+    for world in (first, second):
+        world.build()  # says what is missing where the weights are not those of the config
     weights = {
         name: torch.lerp(own.double(), second.model_state[name].double(), stage.share) for name, own in first.model_state.items()
     }
-    world = dataclasses.replace(first.config, provenance=_provenance(first, second, stage.share))
+    made = dataclasses.replace(first.config, provenance=_provenance(first, second, stage.share))
     export = folder / EXPORT
-    export_world(export, world, weights, first.codec_state, first.spawns, card(world))
+    export_world(export, made, weights, first.codec_state, first.spawns, card(made))
     print(f"exported to {export}", flush=True)
     return export
 
