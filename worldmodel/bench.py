@@ -114,10 +114,8 @@ def _open(world: str | None, size: str | None, options: Mapping[str, Any], force
     if place.type == "cpu" and not force:
         raise ConfigError(f"--size {size} takes a GPU: on this CPU one frame lasts minutes (--force measures it all the same)")
     threads = options.get("threads", "auto")
-    if place.type != "cpu":
+    if place.type != "cpu" or isinstance(threads, int):
         runtime.host_threads(threads)
-    elif isinstance(threads, int):
-        runtime.set_threads(threads)
     return random_video(size, place, runtime.pick_dtype(place), options.get("steps"), options.get("window"), progress.say)
 
 

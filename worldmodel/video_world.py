@@ -120,11 +120,9 @@ def open_video(
     net = None if image is None else _encoder_shapes(Path(folder) / ENCODER)
     plan = placed_on(at, config, net, encoder_sizes(made_by), decoder, dtype)
     loaded = load_video(folder)
-    if "cpu" in (at.type, plan.decoder):
-        spared = runtime.available_threads() - (threads == "spare")
-        runtime.set_threads(max(1, spared) if isinstance(threads, str) else threads)
-    else:
-        runtime.host_threads(threads)
+    if isinstance(threads, str) and "cpu" in (at.type, plan.decoder):
+        threads = max(1, runtime.available_threads() - (threads == "spare"))
+    runtime.host_threads(threads)
     prompts = [p.embedding for p in loaded.prompts]
     start = None if image is None else encode_picture(folder, config, image, torch.device(plan.encoder))
     if plan.encoder == "cuda":
