@@ -160,8 +160,11 @@ def test_the_clip_that_rests_longest_is_dreamed(home: Path) -> None:
     others = [stage.clips.batch(draws.integers(f"restful_{i}", stage.clips.sampler.count)) for i in (1, 2)]
     length = stage._length(draws)
     rests = torch.stack([stage._resting(b, length) for b in (batch, *others)])
-    chosen = stage._restful(batch, draws)
-    assert torch.equal(stage._resting(chosen, length), rests.amax(dim=0))
+    dreamed, chosen = stage._restful(batch, draws)
+    assert torch.equal(stage._resting(dreamed, length), torch.where(chosen, rests.amax(dim=0), rests[0]))
+    assert torch.equal(dreamed.latent[~chosen], batch.latent[~chosen]) and not chosen.all(), "scores need clips as they come"
+    alone = _dmd(home, "stage.rest=1", "stage.rest_draws=3", "stage.score=0", "teacher=''")
+    assert alone._restful(batch, draws)[1].all()
     still = replace(batch, latent=batch.latent[:, :1].expand_as(batch.latent), action=torch.zeros_like(batch.action))
     assert torch.equal(stage._resting(still, 6), still.mask[:, :6].sum(dim=1) - 1), "a clip's first frame rests after nothing"
 

@@ -39,6 +39,7 @@ from worldmodel.models.attention import Layout
 
 Loss = Callable[[ClipBatch, Draws], tuple[Tensor, dict[str, Tensor]]]
 WHOLE = Layout.bidirectional()
+RESTFUL = 4  # one clip in so many is chosen for its rest, and not scored: of restful clips scores teach that little moves
 
 
 class DistributionMatching(Distillation):
@@ -217,14 +218,15 @@ class DistributionMatching(Distillation):
         options, metrics = self.options, dict[str, Tensor]()
         loss = batch.latent.new_zeros(())
         if options.score or options.rest:
-            restful = self._restful(batch, draws)
-            dream = self.dream(restful, draws)
+            dreamed, chosen = self._restful(batch, draws)
+            dream = self.dream(dreamed, draws)
         if options.score:
-            loss = options.score * self._match_loss(self._scored(dream), draws)
+            lively = replace(dream, mask=dream.mask & ~chosen[:, None])
+            loss = options.score * self._match_loss(self._scored(lively), draws)
         if options.anchor:
             loss = loss + options.anchor * self._anchor_loss(batch, draws)
         if options.rest:
-            metrics["rest"] = self._rest_loss(dream, restful)
+            metrics["rest"] = self._rest_loss(dream, dreamed)
             loss = loss + options.rest * metrics["rest"]
         return loss, {name: value.detach() for name, value in metrics.items()}
 
@@ -239,17 +241,21 @@ class DistributionMatching(Distillation):
     def _rests(self, dream: ClipBatch, real: ClipBatch) -> tuple[Tensor, Tensor]:
         return rest_targets(dream.latent, real.latent, real.action, self.options.context_frames)
 
-    def _restful(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
-        """Of `batch` and rest_draws - 1 more, at every place the clip that rests longest where rollouts are trained."""
+    def _restful(self, batch: ClipBatch, draws: Draws) -> tuple[ClipBatch, Tensor]:
+        """`batch` with restful clips in some places, and which (B,): of rest_draws clips the one that rests longest where rollouts
+        are trained. Beside scores in one place of `RESTFUL`, without them in every one."""
+        place = torch.arange(len(batch.latent), device=batch.latent.device)
+        chosen = torch.zeros_like(place, dtype=torch.bool)
         if self.options.rest_draws == 1:
-            return batch
+            return batch, chosen
         length = self._length(draws)
         best, most = batch, self._resting(batch, length)
         for i in range(1, self.options.rest_draws):
             other = self.clips.batch(draws.integers(f"restful_{i}", self.clips.sampler.count))
             rests = self._resting(other, length)
             best, most = best.where(rests > most, other), torch.maximum(rests, most)
-        return best
+        chosen = place % RESTFUL == RESTFUL - 1 if self.options.score else ~chosen
+        return batch.where(chosen, best), chosen
 
     def _resting(self, batch: ClipBatch, length: int) -> Tensor:
         """In how many frames (B,) of the scored ones of a rollout of `length` the recording rests."""

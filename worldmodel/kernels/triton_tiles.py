@@ -44,15 +44,18 @@ def softmax_start(ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def softmax_step(q, k, v, acc, top, total, scale, visible, MASKED: tl.constexpr, BLIND: tl.constexpr, PRECISION: tl.constexpr):
-    """One block of keys into the online softmax. MASKED: only keys that are `visible`. BLIND: a row may see none in its first."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    """One block of keys into the online softmax. MASKED: only keys that are `visible`. BLIND: a row may see none in its first.
+
+    scale > 0, so that the largest score scaled is the largest scaled score: scaling and subtracting are then one instruction.
+    """
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if MASKED:
         scores = tl.where(visible, scores, float("-inf"))
-    best = tl.maximum(top, tl.max(scores, 1))
+    best = tl.maximum(top, tl.max(scores, 1) * scale)
     base = best
     if BLIND:
         base = tl.where(best == float("-inf"), 0.0, best)
-    weights = tl.math.exp2(scores - base[:, None])
+    weights = tl.math.exp2(scores * scale - base[:, None])
     keep = tl.math.exp2(top - base)
     total = total * keep + tl.sum(weights, 1)
     acc = tl.dot(weights.to(v.dtype), v, acc * keep[:, None], input_precision=PRECISION)
