@@ -147,6 +147,46 @@ def model(cached: bool) -> Callable[[Setting], Errors]:
     return case
 
 
+def made_again(compiled: bool) -> Callable[[Setting], Errors]:
+    """A network whose blocks are made again in backward against one that keeps all: the same gradients, no attention twice."""
+
+    def case(setting: Setting) -> Errors:
+        from train.distributed import Ranks, prepare_network
+        from train.options import TrainOptions
+        from worldmodel import kernels
+        from worldmodel.config import DiTConfig
+        from worldmodel.kernels import triton_blocks_op
+        from worldmodel.models.attention import Layout
+        from worldmodel.models.dit import DiT
+
+        layers, results, runs = 3, [], []
+        noisy, sigma = setting.draw(1, 3, 3, 4, 6), setting.draw(1, 3).sigmoid()
+        for recompute in (False, True):
+            torch.manual_seed(setting.seed)
+            net = DiT(DiTConfig(dim=48, layers=layers, heads=2, ffn_dim=32, in_channels=3, out_channels=3, freq_dim=8))
+            torch.nn.init.normal_(net.head.weight)
+            net = net.to(setting.device, setting.dtype)
+            prepare_network(net, Ranks(0, 1, setting.device), TrainOptions(checkpoint_activations=recompute), compiled=False)
+            for block in net.blocks if compiled else ():
+                block.compile(dynamic=False, backend="aot_eager")  # joint graph and partition as ever, without generated code
+            counted = mock.Mock(wraps=triton_blocks_op.block_forward)
+            with (
+                mock.patch.dict(os.environ, WORLDMODEL_KERNELS="triton"),
+                mock.patch.object(
+                    kernels, "_kernel", lambda op, _: kernels.KERNELS[op].load() if op == "block_attention" else None
+                ),
+                mock.patch.object(triton_blocks_op, "block_forward", counted),
+            ):
+                out = net(noisy, sigma, clean=noisy / 2, layout=Layout.teacher_forcing(1, 2))
+                grads = torch.autograd.grad(out.float().square().sum(), list(net.parameters()), allow_unused=True)
+            results.append([out, *(grad for grad in grads if grad is not None)])
+            runs.append(counted.call_count)
+        errors = {str(i): error(a, b) for i, (b, a) in enumerate(zip(*results, strict=True))}
+        return errors | {f"attention ran {runs} times": 0.0 if runs == [layers] * 2 else float("inf")}
+
+    return case
+
+
 CASES: dict[str, Callable[[Setting], Errors]] = {
     "ring_attention parted": ring(2, 2, 40, 37, 203, 3),
     "ring_attention one part": ring(1, 2, 64, 70, 129, 1),
@@ -165,6 +205,8 @@ CASES: dict[str, Callable[[Setting], Errors]] = {
     "gate_residual": rows("gate_residual", 2, 3, 19, 40),
     "model in training": model(cached=False),
     "model in play": model(cached=True),
+    "model made again in backward": made_again(compiled=False),
+    "model made again in backward, compiled": made_again(compiled=True),
 }
 BIG: dict[str, Callable[[Setting], Errors]] = {
     "ring_attention rooms": ring(1, 5, 64, 40, 480, 0),

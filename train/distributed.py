@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache, partial
@@ -22,10 +22,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from train.options import TrainOptions
 from train.rollout import LastingCache
+from worldmodel import kernels
 from worldmodel.models.attention import AttentionContext
 from worldmodel.models.dit import DiT
 from worldmodel.runtime import pick_device
@@ -215,15 +221,33 @@ def start(device: str) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+KEPT = "worldmodel.block_attention.default"  # by name: the operator exists only where Triton does
+
+
+def _kept_or_not(_: SelectiveCheckpointContext, operator: Any, *_args: Any, **_options: Any) -> CheckpointPolicy:
+    """Of a block that is made again: attention over a clip is half of its work, and its result as small as the block's input."""
+    return CheckpointPolicy.MUST_SAVE if str(operator) == KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _keep_attention() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """What is in force in a block's forward pass, and when it is made again."""
+    return create_selective_checkpoint_contexts(_kept_or_not)
+
+
+def keeps_attention(ctx: AttentionContext, device: torch.device) -> bool:
+    """Whether a block that is made again in backward keeps the result of its attention: where block attention has its kernel."""
+    return ctx.plan is not None and not ctx.plan.dense and kernels.available(device)
+
+
 def _recompute(forward: Callable[..., Tensor], x: Tensor, modulation: Tensor, ctx: AttentionContext, *rest: Any) -> Tensor:
-    """A block whose inner activations are not kept for backward but made again there."""
+    """A block whose inner activations are not kept for backward but made again there (see `keeps_attention`)."""
     if ctx.cache is not None:
         if not (isinstance(ctx.cache, LastingCache) and torch.is_grad_enabled()):  # it has moved on by the time of backward
             return forward(x, modulation, ctx, *rest)
         ctx = replace(ctx, cache=ctx.cache.seen())
-    return checkpoint(
-        forward, x, modulation, ctx, *rest, use_reentrant=False, preserve_rng_state=False
-    )  # nothing is drawn in a block
+    # Where there is nothing to keep, asking at every operator would be for nothing. No random numbers are drawn in a block.
+    choice: dict[str, Any] = {"context_fn": _keep_attention} if keeps_attention(ctx, x.device) else {}
+    return checkpoint(forward, x, modulation, ctx, *rest, use_reentrant=False, preserve_rng_state=False, **choice)
 
 
 def prepare_network(model: DiT, ranks: Ranks, options: TrainOptions, compiled: bool) -> DiT:

@@ -115,7 +115,7 @@ def estimate(config: RunConfig, size: tuple[int, int], gpus: int) -> Estimate:
     if isinstance(own, DmdStage) and stage.model_config.text_dim and own.rollout_frames > own.clip_frames:
         memory["video codec, while clips are begun anew"] = restart_bytes(size, own.batch)
     passes = [p for p in stage.passes() if not p.cached or lasting(stage)] if config.train.checkpoint_activations else []
-    again = sum(p.share * _forward(stage, p) for p in passes)
+    again = sum(p.share * _again(stage, p) for p in passes)
     costs = stage.costs()
     return Estimate(
         {name: bytes_ // 4 for name, bytes_ in weights.items()},
@@ -141,10 +141,13 @@ def moments(optimiser: Any) -> int:
     )
 
 
-def _forward(stage: FlowMatching, one: Pass) -> float:
-    from train.stages.flow import dit_flops
+def _again(stage: FlowMatching, one: Pass) -> float:
+    """Operations in backward that make a pass again, for one clip: all of it but the attention that is kept."""
+    from train.kept import by_kernel
+    from train.stages.flow import attention_flops, dit_flops
 
-    return dit_flops(stage.model_config, stage.tokens, one.layout, one.frames)
+    told = stage.model_config, stage.tokens, one.layout, one.frames
+    return dit_flops(*told) - (attention_flops(*told) if by_kernel(stage, one) else 0.0)
 
 
 def _gathered(stage: FlowMatching, sharded: bool, recompute: bool) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from train.rollout import LastingCache
+from worldmodel import kernels
 from worldmodel.models.attention import Layout
 from worldmodel.models.dit import Block, DiT
 
@@ -34,17 +35,31 @@ def activations(stage: FlowMatching, recompute: bool) -> dict[str, float]:
         if one.cached:
             seen = stage.sampler().window if again else _seen(stage, one.frames)
             block += seen * tokens * config.dim * 2 * kind.itemsize * (2 if config.camera else 1)
-        # either all blocks, or the input of each and all of the one that is made again
-        kept = config.layers * length * tokens * config.dim * 4 + block if again else config.layers * block
+        # either all blocks, or the input of each, the attention that is kept, and all of the one that is made again
+        each = length * tokens * config.dim * 4 + (_attention_bytes(stage, length) if by_kernel(stage, one) else 0)
+        kept = config.layers * each + block if again else config.layers * block
         head = 3 * one.frames * tokens * config.dim * 4  # its input, that normed, and that modulated
         totals[one.target] = totals.get(one.target, 0.0) + kept + head
     return {target: total * stage.options.batch for target, total in totals.items()}
 
 
 def mask_bytes(stage: FlowMatching, one: Pass) -> float:
-    """Bytes of who sees whom by token, which FlexAttention is told once; nothing where all see all."""
+    """Bytes of who sees whom by token, which FlexAttention is told once; nothing where all see all, or a kernel takes the rule."""
     mask = one.layout.frame_mask(one.frames)
-    return 0.0 if one.cached or mask.all() else float((len(mask) * stage.tokens) ** 2)
+    return 0.0 if one.cached or mask.all() or by_kernel(stage, one) else float((len(mask) * stage.tokens) ** 2)
+
+
+def by_kernel(stage: FlowMatching, one: Pass) -> bool:
+    """Whether a GPU makes the attention of a pass by the kernel of block attention."""
+    dense = one.layout.frame_mask(one.frames).all()
+    return not one.cached and not dense and kernels.serves("block_attention", stage.context.dtype)
+
+
+def _attention_bytes(stage: FlowMatching, length: int) -> int:
+    """Of one clip of `length` frames, in one layer: the kernel's result (B,N,Q,E) and its log-sum-exp (B,N,Q) float32."""
+    config = stage.model_config
+    heads = config.heads * (2 if config.camera else 1)
+    return length * stage.tokens * heads * (config.head_dim * stage.context.dtype.itemsize + 4)
 
 
 def lasting(stage: FlowMatching) -> bool:

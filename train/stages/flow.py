@@ -42,12 +42,22 @@ def dit_flops(config: DiTConfig, tokens: int, layout: Layout, frames: int) -> fl
     block = (5 if config.camera else 4) * config.dim**2 + 2 * config.dim * config.ffn_dim
     ends = (config.in_channels + config.out_channels) * config.patch**2 * config.dim
     per_frame = config.freq_dim * config.dim + config.dim**2 + 6 * config.dim**2
-    attention = 2 * 2 * int(mask.sum()) * tokens**2 * config.dim * config.layers * (2 if config.camera else 1)
     text = 0
     if config.text_dim:
         text = config.text_len * (config.text_dim * config.dim + config.dim**2)
         text += config.layers * (2 * (length + config.text_len) * config.dim**2 + 2 * length * config.text_len * config.dim)
-    return 2.0 * length * (config.layers * block + ends) + 2.0 * len(mask) * per_frame + attention + 2.0 * text
+    return (
+        2.0 * length * (config.layers * block + ends)
+        + 2.0 * len(mask) * per_frame
+        + 2.0 * text
+        + attention_flops(config, tokens, layout, frames)
+    )
+
+
+def attention_flops(config: DiTConfig, tokens: int, layout: Layout, frames: int) -> float:
+    """Of them the self-attention: two products over the visible pairs of queries and keys, in all layers."""
+    pairs = int(layout.frame_mask(frames).sum()) * tokens**2
+    return 4.0 * pairs * config.dim * config.layers * (2 if config.camera else 1)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ __all__ = [
     "BlockPlan",
     "FrameRule",
     "attention",
+    "available",
     "block_attention",
     "chosen",
     "gate_residual",
@@ -36,6 +37,7 @@ __all__ = [
     "qk_norm_rope",
     "ring_attention",
     "rotate",
+    "serves",
 ]
 
 VARIABLE = "WORLDMODEL_KERNELS"
@@ -144,6 +146,18 @@ def _kernel(op: str, x: Tensor) -> Callable[..., Any] | None:
     return kernel.load()
 
 
+def available(device: torch.device) -> bool:
+    """Whether kernels run on `device`, for the types that they are for."""
+    wanted = _wanted()
+    return wanted == "triton" or (wanted == "auto" and _can_run(device))
+
+
+def serves(op: str, dtype: torch.dtype) -> bool:
+    """Whether a GPU that kernels compile for runs `op` on tensors of `dtype` by its kernel: what estimates go by."""
+    wanted = _wanted()
+    return wanted == "triton" or (wanted == "auto" and dtype in KERNELS[op].dtypes)
+
+
 def _wants_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
@@ -163,7 +177,7 @@ def ring_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def plan_blocks(frame_mask: np.ndarray, tokens: int, device: torch.device, rule: FrameRule | None = None) -> BlockPlan:
     """Prepare block attention on `device`: frame_mask (bool, query frames x key frames; every row sees something), and the same as
     a rule where it is one."""
-    by_rule = rule is not None and _wanted() != "reference" and _can_run(device) and bool(KERNELS["block_attention"].dtypes)
+    by_rule = rule is not None and available(device) and bool(KERNELS["block_attention"].dtypes)
     return make_plan(frame_mask, tokens, device, rule, flex=device.type == "cuda" and not by_rule)
 
 
