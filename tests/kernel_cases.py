@@ -159,6 +159,10 @@ def made_again(compiled: bool) -> Callable[[Setting], Errors]:
         from worldmodel.models.attention import Layout
         from worldmodel.models.dit import DiT
 
+        def blocks_alone(op: str, _: Tensor) -> Callable[..., Tensor] | None:
+            """As in a compiled graph by default; the interpreter's kernels cannot be traced."""
+            return kernels.KERNELS[op].load() if op == "block_attention" else None
+
         layers, results, runs = 3, [], []
         noisy, sigma = setting.draw(1, 3, 3, 4, 6), setting.draw(1, 3).sigmoid()
         for recompute in (False, True):
@@ -172,9 +176,7 @@ def made_again(compiled: bool) -> Callable[[Setting], Errors]:
             counted = mock.Mock(wraps=triton_blocks_op.block_forward)
             with (
                 mock.patch.dict(os.environ, WORLDMODEL_KERNELS="triton"),
-                mock.patch.object(
-                    kernels, "_kernel", lambda op, _: kernels.KERNELS[op].load() if op == "block_attention" else None
-                ),
+                mock.patch.object(kernels, "_kernel", blocks_alone if compiled else kernels._kernel),
                 mock.patch.object(triton_blocks_op, "block_forward", counted),
             ):
                 out = net(noisy, sigma, clean=noisy / 2, layout=Layout.teacher_forcing(1, 2))

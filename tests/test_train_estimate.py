@@ -18,6 +18,7 @@ from train.loop import Loop
 from train.monitor import Console
 from train.stages import Context, build
 from train.stages.flow import dit_flops
+from worldmodel import kernels
 from worldmodel.config import DiTConfig
 from worldmodel.models.attention import Layout
 from worldmodel.models.dit import DiT
@@ -50,6 +51,21 @@ def test_the_published_model_by_hand() -> None:
 def _lean(stage: str) -> tuple[str, ...]:
     return ("model=wan_1_3b", f"stage={stage}", "stage.batch=1", "stage.clip_frames=21", "stage.optimizer=adamw",
             "train.fsdp=true", "train.checkpoint_activations=true")  # fmt: skip
+
+
+def test_attention_that_is_kept_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teacher forcing by the kernel: its result and log-sum-exp stay, and no mask is made; by PyTorch it is the other way round."""
+    monkeypatch.delenv("WORLDMODEL_KERNELS", raising=False)
+    found = {}
+    for choice in ("auto", "reference"):
+        with kernels.chosen(choice):
+            found[choice] = estimate(composed(*_lean("ar_diffusion"), "train.precision=bf16"), (480, 832), 64)
+    tokens, mask = 2 * 32_760, "mask of teacher forcing, while it is made"
+    attention = 30 * 4 * 462 * 1560**2 * 1536
+    assert found["auto"].flops + attention == pytest.approx(found["reference"].flops)
+    more = found["auto"].memory["activations"] - found["reference"].memory["activations"]
+    assert more == 30 * tokens * (1536 * 2 + 12 * 4)
+    assert found["auto"].memory[mask] == 0 and found["reference"].memory[mask] == tokens**2
 
 
 @pytest.mark.parametrize("stage", ["teacher", "causal_cd", "tcm", "dmd", "anyflow"])

@@ -159,8 +159,8 @@ class TrainOptions:
 
     compile: torch.compile of the networks. threads: CPU threads (0 = PyTorch's choice). on_gpu: keep frames and latents in GPU
     memory where they fit. sample: also redraws plots, measures held-out loss and exports. fsdp: shard transformers over the
-    processes of torchrun. checkpoint_activations: recompute each block in backward, to save memory. stop_on_collapse: see
-    train.guards.
+    processes of torchrun. checkpoint_activations: recompute each block in backward, to save memory, all but
+    attention by a kernel. stop_on_collapse: see train.guards.
     """
 
     precision: Precision = Precision.auto
