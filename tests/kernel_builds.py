@@ -107,6 +107,7 @@ def recorded(case: Callable[[], None], arch: int) -> list[Start]:
 def _source(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """As Triton's own launcher specialises: ones are constants, multiples of 16 are known to be, big strides are 64 bits wide."""
     from triton.compiler import ASTSource
+    from triton.tools.tensor_descriptor import TensorDescriptor
 
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
@@ -119,6 +120,8 @@ def _source(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) ->
             signature[name], constants[(index,)] = "constexpr", value
         elif isinstance(value, Tensor):
             signature[name], facts[(index,)] = TYPES[value.dtype], [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            signature[name] = f"tensordesc<{TYPES[value.base.dtype][1:]}{value.block_shape}>"
         elif isinstance(value, float):
             signature[name] = "fp32"
         else:
@@ -147,7 +150,7 @@ def build(start: Start, arch: int) -> dict[str, Any]:
     said = ran.stderr
     spills = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
     registers = int(re.findall(r"Used (\d+) registers", said)[-1])
-    ops = {op: op in done.asm["ptx"] for op in ("wgmma", "mma.sync", "cp.async")}
+    ops = {op: op in done.asm["ptx"] for op in ("wgmma", "mma.sync", "cp.async", "cp.async.bulk.tensor")}
     return {
         "kernel": kernel.__name__,
         "arch": arch,

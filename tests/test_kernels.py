@@ -221,3 +221,16 @@ def test_compiled_training_and_captured_play_on_the_gpu(device: str) -> None:
     q.normal_()
     graph.replay()
     assert error(out, reference.attention(q.double(), k.double(), v.double())) <= TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=gpu)])
+def test_gelu_of_a_linear_layer(device: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, device=device, dtype=dtype) for shape in ((2, 3, 130, 96), (264, 96), (264,)))
+    made = kernels.linear_gelu(x, weight / 10, bias)
+    truth = torch.nn.functional.gelu(x.double() @ (weight / 10).double().T + bias.double(), approximate="tanh")
+    assert made.dtype is dtype and error(made, truth) <= TOLERANCE[dtype]
+    grad = kernels.linear_gelu(x, weight.requires_grad_(), bias).sum()
+    grad.backward()
+    assert weight.grad is not None and weight.grad.abs().sum() > 0

@@ -72,3 +72,8 @@ def qk_norm_rope(
     slot[0].copy_(turned[1])
     slot[1].copy_(values)
     return turned[0], *slot
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """See `worldmodel.kernels.linear_gelu`."""
+    return F.gelu(F.linear(x, weight, bias), approximate="tanh")
