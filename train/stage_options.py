@@ -174,7 +174,8 @@ class DmdStage(ArDiffusionStage):
     rest: weight of another one: where the recorded world stands still, because nobody acts or a wall is in the way, the rollout
     must, too (`rest_targets`). Without it the same small error is added to a resting view again and again. Not for videos, which
     move by themselves.
-    rest_draws: of so many clips the one with the longest rest is what a rollout of the student's updates goes along.
+    rest_draws: of so many clips the one with the longest rest is what a rollout of the student's updates goes along; beside scores
+    one rollout in four, which is then not scored.
     """
 
     kind: str = "dmd"

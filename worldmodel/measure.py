@@ -24,7 +24,7 @@ from worldmodel.session import WorldSession
 from worldmodel.video_session import VideoSession
 
 Session = WorldSession | VideoSession
-SETTLE = 3  # steps that are not timed once the cache is full
+SETTLE = 3  # steps that are not timed once the cache is full, or another engine begins
 COMPILE, MERGED = "torch.compile", " + merged commit"
 TURNS, EAGER_SHARE = 5, 4  # turns of an engine with the eager one, which takes so much fewer actions
 EVERY = 10.0  # s between two lines about the same work
@@ -208,9 +208,10 @@ def _measure(engines: Engines, engine: str, steps: int) -> dict[str, Any]:
 
 
 def _turn(engines: Engines, engine: str, count: int) -> list[tuple[float, float]]:
-    """So many actions; the one behind a change of engines is left out."""
+    """So many actions; the first ones behind a change of engines are left out."""
     engines.use(engine)
-    _act(engines.session)
+    for _ in range(SETTLE):
+        _act(engines.session)
     pairs = []
     for _ in range(count):
         engines.progress.still(f"{engine}: still timing")
