@@ -146,6 +146,44 @@ def test_published_sizes():
         assert parameters is None or sum(v.numel() for v in ours.values()) == parameters
 
 
+def test_an_index_stands_for_several_files(tmp_path, config, capsys):
+    """As the 14B model is published: shards, and an index that says which tensor lies where."""
+    public = public_weights(torch.bfloat16)
+    index, out, one = tmp_path / "m.safetensors.index.json", tmp_path / "out.safetensors", tmp_path / "one.safetensors"
+    names = sorted(public)
+    shards = {"m-00001-of-00002.safetensors": names[:30], "m-00002-of-00002.safetensors": names[30:]}
+    for shard, held in shards.items():
+        save_file({name: public[name] for name in held}, tmp_path / shard)
+    placed = {name: shard for shard, held in shards.items() for name in held}
+
+    def attempt(weight_map, *args):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        return convert(index, out, "--config", config, *args)
+
+    assert attempt(placed) == 0
+    save_file(public, one)
+    assert convert(one, tmp_path / "same.safetensors", "--config", config) == 0
+    same = load_file(tmp_path / "same.safetensors")
+    found = load_file(out)
+    assert found.keys() == same.keys() and all(torch.equal(found[k], same[k]) for k in same)
+    out.unlink()
+    last = next(iter(shards))
+    for wrong, said in (
+        (placed | {"more": last}, f"promises more in {last}, which lacks it"),
+        (placed | {"more": "../secret.safetensors"}, "names files that do not lie beside it"),
+        (placed | {"more": "m-00003-of-00003.safetensors"}, "m-00003-of-00003.safetensors is missing"),
+        ([], "is no index of safetensors"),
+    ):
+        capsys.readouterr()
+        assert attempt(wrong) == 2
+        message = capsys.readouterr().err
+        assert said in message and message.count("\n") == 1 and not out.exists()
+    whole = (tmp_path / last).read_bytes()
+    (tmp_path / last).write_bytes(whole[:-10])
+    capsys.readouterr()
+    assert attempt(placed) == 2 and f"{last} ({len(whole) - 10} bytes) is not whole" in capsys.readouterr().err
+
+
 class Evil:
     def __reduce__(self):
         return (os.system, (f"touch {Evil.trace}",))

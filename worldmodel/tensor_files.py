@@ -32,6 +32,7 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+INDEX = ".safetensors.index.json"
 MAPPED = 32 << 20  # bytes read before the file is mapped afresh: pages once read count as ours until then
 
 
@@ -45,6 +46,8 @@ class Facts:
 
 class TensorFile:
     """A .safetensors file, or a .pt file of (nested) dictionaries; names of nested entries are joined by dots.
+
+    Weights in several .safetensors files are given by their index (``....safetensors.index.json``), beside which they lie.
 
     facts: name -> number type and shape. Raises CheckpointError if the file is missing, damaged, cut off, or holds code.
     """
@@ -75,17 +78,44 @@ class TensorFile:
 
     def _open(self) -> dict[str, Tensor]:
         """Names and tensors that are mapped, not read."""
-        size = self.path.stat().st_size
-        with self.path.open("rb") as file:
-            start = file.read(4)
-        if start.startswith(b"PK") and self.path.suffix != ".safetensors":  # a pickle of that name is not what it says
-            return dict(_flat("", _unpickled(self.path, size)))
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open has no iteration
-        except (SafetensorError, OSError, ValueError) as error:
-            kind = "a checkpoint of today's torch, nor safetensors" if self.path.suffix != ".safetensors" else "whole safetensors"
-            raise CheckpointError(f"{self.path} ({size} bytes) is not {kind} ({error}): download it again") from error
+        if not self.path.name.endswith(INDEX):
+            return _mapped(self.path)
+        placed, found = _placed(self.path), {}
+        for part in dict.fromkeys(placed.values()):
+            found.update({name: t for name, t in _mapped(self.path.with_name(part)).items() if placed.get(name, part) == part})
+        lacking = sorted(set(placed) - set(found))
+        if lacking:
+            raise CheckpointError(f"{self.path} promises {lacking[0]} in {placed[lacking[0]]}, which lacks it: download both again")
+        return found
+
+
+def _placed(index: Path) -> dict[str, str]:
+    """Name of a tensor -> name of the file that holds it, as an index says."""
+    try:
+        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        plain = all(isinstance(part, str) and Path(part).name == part != "" for part in placed.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is no index of safetensors ({type(error).__name__} {error}): download it again") from error
+    if not plain:
+        raise CheckpointError(f"{index} names files that do not lie beside it: download it again")
+    return dict(placed)
+
+
+def _mapped(path: Path) -> dict[str, Tensor]:
+    """Tensors of one file, not read yet."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: check the name")
+    size = path.stat().st_size
+    with path.open("rb") as start:
+        zipped = start.read(4).startswith(b"PK")
+    if zipped and path.suffix != ".safetensors":  # a pickle of that name is not what it says
+        return dict(_flat("", _unpickled(path, size)))
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open has no iteration
+    except (SafetensorError, OSError, ValueError) as error:
+        kind = "a checkpoint of today's torch, nor safetensors" if path.suffix != ".safetensors" else "whole safetensors"
+        raise CheckpointError(f"{path} ({size} bytes) is not {kind} ({error}): download it again") from error
 
 
 def _unpickled(path: Path, size: int) -> Any:
