@@ -15,7 +15,7 @@ from huggingface_hub import constants, snapshot_download
 
 import play as door
 from tests.hub_client import NAME, contents, error, folder, hub, log_in, play_dry  # noqa: F401 - fixtures
-from tests.hub_server import Repo
+from tests.hub_server import ROUTES, Handler, Repo
 from worldmodel import hub as hub_module
 from worldmodel.hub import fetch_world, hub_name, locate
 from worldmodel.hub_transfer import ORIGIN
@@ -163,6 +163,30 @@ def test_every_refusal_is_one_sentence_with_its_fix(hub, folder, capsys, tmp_pat
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert "http://127.0.0.1:9 cannot be reached" in error(capsys, NAME)
     assert not list((tmp_path / "cache").rglob("config.json"))
+
+
+@pytest.mark.parametrize("body", [b"<html>Log in to this network</html>", b"", b"[]", b"null", b'{"id": "a/b", "siblings": "x"}'])
+def test_an_answer_that_no_hub_gives_is_one_sentence(hub, capsys, monkeypatch, body):
+    """Of a log-in page, or of a wrong HF_ENDPOINT; a copy that is here is played."""
+
+    def answer(self: Handler, *_: str) -> None:
+        self.answer(200, body, Content_Type="application/json")
+
+    routes = [(methods, path, answer if reply is Handler.info else reply) for methods, path, reply in ROUTES]
+    monkeypatch.setattr("tests.hub_server.ROUTES", routes)
+    said = error(capsys, NAME, "--yes")
+    assert (
+        f"{hub.url} answers for {NAME} as no hub does: check HF_ENDPOINT, the proxy, or whether this network wants a log-in" in said
+    )
+
+
+def test_no_address_and_a_patient_listing(hub, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", "hub.example")
+        assert "HF_ENDPOINT is 'hub.example', which is no address of a hub: begin it with https://" in error(capsys, NAME)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.1)
+    hub.faults["slow"] = 0.3
+    assert fetch_world(NAME)  # HF_HUB_DOWNLOAD_TIMEOUT, which the sentence names, holds for what is listed, too
 
 
 def test_gated_worlds_are_told_before_anybody_is_asked(hub, capsys, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from worldmodel.config import WORLDS, find_world
 from worldmodel.consent import announce, ask
 from worldmodel.errors import CheckpointError, ConfigError, HubError
-from worldmodel.hub_errors import explained
+from worldmodel.hub_errors import explained, no_hub
 from worldmodel.hub_transfer import Plan, RemoteFile, download
 from worldmodel.sums import NEEDED, SUMS, is_plain_name, verify
 
@@ -185,7 +185,11 @@ def listing(repo: str, revision: str) -> Listing:
     """Ask the hub. Raises HubError for an answer that makes no sense, and what the client raises."""
     from huggingface_hub import HfApi, constants
 
-    info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    patience = max(constants.HF_HUB_ETAG_TIMEOUT, constants.HF_HUB_DOWNLOAD_TIMEOUT)  # whoever allows more means this, too
+    try:
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=patience)
+    except (AttributeError, KeyError, TypeError) as error:  # JSON of somebody else
+        raise HubError(no_hub(repo)) from error
     commit = str(info.sha)
     if not re.fullmatch("[0-9a-f]{40}", commit):
         raise HubError(f"the hub's answer about {repo} names no commit: try again later, or check HF_ENDPOINT")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 
 from worldmodel.errors import HubError
 
@@ -30,8 +31,18 @@ def explained(repo: str, revision: str = "main", kept: bool = True) -> Iterator[
     except (OSError, HTTPError) as error:
         local = isinstance(error, OSError) and error.errno in _FULL | _NOT_OURS
         raise HubError(_local(error, repo) if local else _broken(error, repo, kept), unreachable=not local) from error
+    except JSONDecodeError as error:
+        raise HubError(no_hub(repo), unreachable=True) from error
     except ValueError as error:  # the hub's answer, or its judgement of a card
         raise HubError(f"the hub does not take {repo}: {_first_line(error)}; mend that and run the same command again") from error
+
+
+def no_hub(repo: str) -> str:
+    """The sentence for an answer that no hub gives."""
+    from huggingface_hub import constants
+
+    where = f"{constants.ENDPOINT} answers for {repo} as no hub does"
+    return f"{where}: check HF_ENDPOINT, the proxy, or whether this network wants a log-in page first"
 
 
 def _refusal(error: Exception, status: int, repo: str, revision: str) -> str:
@@ -63,6 +74,8 @@ def _broken(error: Exception, repo: str, kept: bool) -> str:
     from huggingface_hub import constants
 
     again = "run the same command again" + (", it goes on where it stopped" if kept else "")
+    if "UnsupportedProtocol" in type(error).__name__:
+        return f"HF_ENDPOINT is {constants.ENDPOINT!r}, which is no address of a hub: begin it with https://, or unset it"
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:  # the client's library differs between its versions
         return f"{constants.ENDPOINT} is silent for too long: {again}, or allow more seconds with HF_HUB_DOWNLOAD_TIMEOUT"
     if "Connect" in type(error).__name__ or isinstance(error, ConnectionError):
