@@ -89,6 +89,7 @@ def start(flags: argparse.Namespace) -> int:
         raise ConfigError("--size and --force belong to --bench: add it, or leave them out")
     made_by = _replayed(flags)
     flags.real, wanted = _wanted(flags, made_by)
+    _check_flags(flags)
     if flags.dry_run and wanted and _print_pending(wanted, flags):
         return 0
     preview, folder = (_preview_real(flags.real), Path()) if flags.real else _preview(wanted or DEFAULT_WORLD, flags)
@@ -135,6 +136,20 @@ def _wanted(flags: argparse.Namespace, made_by: dict[str, Any]) -> tuple[str | N
     return (source.removeprefix("real:"), None) if source.startswith("real:") else (None, source)
 
 
+def _check_flags(flags: argparse.Namespace) -> None:
+    """Raise ConfigError for what is wrong whatever the world is: it is told before one is fetched."""
+    if flags.prompt is not None and (flags.real or flags.spawn is not None):
+        raise ConfigError("--prompt is the starting place of a video world: give it without --spawn and --real")
+    if flags.record is not None and flags.record.suffix.lower() != ".mp4":
+        raise ConfigError(f"--record writes MP4: name the file {flags.record.stem or 'play'}.mp4")
+    if flags.image is not None and flags.real:
+        raise ConfigError("--image is the start of a dream: leave it out, or --real")
+    if flags.image is not None:
+        from worldmodel.picture import read_picture
+
+        read_picture(flags.image, (8, 8))  # of any size: only whether it is one
+
+
 def _options(flags: argparse.Namespace, made_by: dict[str, Any]) -> dict[str, Any]:
     """How the dream is to be computed: what is asked for, else what the replay was made with, else the defaults."""
     options = {
@@ -152,8 +167,6 @@ def _options(flags: argparse.Namespace, made_by: dict[str, Any]) -> dict[str, An
 
 def _image(flags: argparse.Namespace, made_by: dict[str, Any], size: tuple[int, int]) -> np.ndarray | None:
     """The picture to start with, of a file or a replay's."""
-    if flags.image is not None and flags.real:
-        raise ConfigError("--image is the start of a dream: leave it out, or --real")
     if flags.image is None and "image" not in made_by:
         return None
     from worldmodel.picture import from_text, read_picture
@@ -164,16 +177,12 @@ def _image(flags: argparse.Namespace, made_by: dict[str, Any], size: tuple[int, 
 def _prompted(flags: argparse.Namespace, folder: Path) -> int:
     from worldmodel.prompt_list import number
 
-    if flags.real or flags.spawn is not None:
-        raise ConfigError("--prompt is the starting place of a video world: give it without --spawn and --real")
     return number(folder, flags.prompt)
 
 
 def _settings(flags: argparse.Namespace, compile_wish: str) -> Settings:
     from worldmodel.game.settings import Settings
 
-    if flags.record is not None and flags.record.suffix.lower() != ".mp4":
-        raise ConfigError(f"--record writes MP4: name the file {flags.record.stem or 'play'}.mp4")
     return Settings(
         seed=flags.seed or 0,
         spawn=flags.spawn or 0,
@@ -213,7 +222,8 @@ def _print_pending(wanted: str, flags: argparse.Namespace) -> bool:
 def _wish(wanted: str, flags: argparse.Namespace) -> Wish:
     from worldmodel.obtain import Wish
 
-    return Wish(wanted, flags.revision, flags.offline, flags.prompt, flags.yes, flags.device or "auto", flags.window)
+    device, image = flags.device or "auto", flags.image is not None
+    return Wish(wanted, flags.revision, flags.offline, flags.prompt, flags.yes, device, flags.window, image)
 
 
 def _preview(wanted: str, flags: argparse.Namespace) -> tuple[Preview, Path]:

@@ -17,7 +17,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save
 
 import play as door
 from tests.hub_client import error as refused
@@ -65,7 +66,7 @@ def wrapped(public: Path) -> dict[str, object]:  # noqa: F811
 
 def write_card(folder: Path, **changes: object) -> Path:
     """tiny.json, the card of the world that the loopback hub offers."""
-    card = tiny_card(folder, entry="generator_ema", config="model.json", prompt="The old mill", **{**FILES, **changes})
+    card = tiny_card(folder, **{"entry": "generator_ema", "config": "model.json", "prompt": "The old mill", **FILES, **changes})
     (folder / "tiny.json").write_text(json.dumps(dataclasses.asdict(card)))
     return folder / "tiny.json"
 
@@ -293,6 +294,10 @@ def test_a_slow_link_is_given_up_and_a_garbled_file_is_never_used(hub, capsys, m
     assert not cache(tmp_path) and not list((tmp_path / "cache").rglob("*.partial"))
 
 
+def infinite(path: Path) -> bytes:
+    return save({name: value / 0 for name, value in load_file(path).items()})
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("pwned",)
@@ -305,11 +310,13 @@ class Evil:
         ("dmd/model.pt", lambda p: pickled(wrapped(p))[:5000], "is damaged or cut off at 5000 bytes"),
         ("dmd/model.pt", lambda p: pickled({"generator": wrapped(p)["generator_ema"]}), "has no entry 'generator_ema'"),
         ("dmd/model.pt", lambda p: (write_public_model(p, model_config(True)), pickled(wrapped(p)))[1], "does not fit the config"),
-        ("umt5.pth", lambda p: pickled({"token_embedding.weight": Evil()}), "is damaged or cut off"),
+        ("umt5.pth", lambda p: pickled({"token_embedding.weight": Evil()}), "such a file can run code: refused"),
         ("umt5.pth", lambda p: pickled(weights())[:5000], "is damaged or cut off"),
         ("taew.safetensors", lambda p: (p / "taew.safetensors").read_bytes()[:-7], "is not whole safetensors"),
         ("vae.safetensors", lambda p: (p / "taew.safetensors").read_bytes(), "is not Wan2.1_VAE"),
         ("vae.safetensors", lambda p: pickled({"a": Evil()}), "is not whole safetensors"),
+        ("vae.safetensors", lambda p: infinite(p / "vae.safetensors"), "holds values that are not finite"),
+        ("taew.safetensors", lambda p: infinite(p / "taew.safetensors"), "holds values that are not finite"),
         (
             "dmd/model.pt",
             lambda p: pickled({"generator_ema": {k: v * torch.nan for k, v in wrapped(p)["generator_ema"].items()}}),
@@ -323,9 +330,45 @@ def test_files_that_are_wrong_on_the_hub_make_no_world(hub, public, tmp_path, ca
     repo.commit({**repo.commits[repo.refs["main"]], name: spoil(public)})
     (public / "model.json").write_text(sizes)  # the config stays that of the right file
     message = error(capsys, "--yes")
-    assert message.startswith("error: tiny could not be made: ") and said in message
+    assert message.startswith("error: tiny could not be made: ") and said in message and "tell its owner" in message
     left = (tmp_path / "cache/worldmodel").glob("published/**/*")
     assert not any(p.is_file() for p in left) and not (tmp_path / "pwned").exists()
+
+
+def test_of_several_nets_a_copy_of_the_card_chooses(hub, public, capsys):  # noqa: F811
+    net = wrapped(public)["generator_ema"]
+    hub.repos["zoe/student"].commit({"dmd/model.pt": pickled({"generator": net, "generator_ema": net})})
+    write_card(public, entry="")
+    said = error(capsys, "--yes")
+    assert 'choose one with --entry generator or --entry generator_ema, or as "entry" in a copy of the world\'s card' in said
+    asked = len(hub.bytes_asked(""))
+    write_card(public, entry="generator")
+    assert load_video(made()).prompts and len(hub.bytes_asked("")) == asked  # nothing is fetched again
+
+
+def test_wrong_flags_are_told_before_anything_is_fetched(hub, public, capsys):  # noqa: F811
+    Path("text.jpg").write_text("no picture")
+    for said, *flags in (
+        ("there is no picture none.jpg", "--image", "none.jpg"),
+        ("text.jpg cannot be read as a picture", "--image", "text.jpg"),
+        ("--record writes MP4", "--record", "play.avi"),
+        ("give it without --spawn", "--prompt", TEXT, "--spawn", "0"),
+    ):
+        assert said in error(capsys, "--yes", *flags)
+    write_card(public, chunk=3)
+    Image.new("RGB", (60, 40)).save("photo.png")
+    assert "'tiny' dreams 3 latents at once and a picture is one" in error(capsys, "--yes", "--image", "photo.png")
+    assert not hub.log
+
+
+def test_a_text_encoder_that_was_damaged_here_is_fetched_anew(hub, tmp_path, capsys):
+    made()
+    (kept,) = (tmp_path / "cache/worldmodel/files").rglob("umt5.pth")
+    kept.write_bytes(kept.read_bytes()[:-500])
+    said = error(capsys, "--yes", "--prompt", TEXT)
+    assert f"{kept} is damaged or cut off" in said and "move that file away: the same command fetches it anew" in said
+    kept.unlink()
+    assert [p.text for p in load_video(made(prompt=TEXT)).prompts] == ["The old mill", TEXT]
 
 
 def test_a_stop_while_making_leaves_no_world_and_the_next_start_makes_it(hub, monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from worldmodel.action import ActionSpec
@@ -98,7 +99,11 @@ def read_encoder(path: Path) -> dict[str, Tensor]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     with TensorFile(path) as file:
-        return {name: file.read(name) for name in file.facts}
+        state = {name: file.read(name) for name in file.facts}
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path} is damaged: {name} holds values that are not finite; take the original weights")
+    return state
 
 
 def _is_vae(state: Mapping[str, Tensor]) -> bool:

@@ -151,7 +151,10 @@ def _choose(source: Path, names: list[str], entry: str | None) -> tuple[str, dic
             )
         chosen = entry
     elif len(nets) > 1:
-        raise CheckpointError(f"{source} holds several nets: choose one with --entry {' or --entry '.join(sorted(nets))}")
+        raise CheckpointError(
+            f"{source} holds several nets: choose one with --entry {' or --entry '.join(sorted(nets))}, "
+            'or as "entry" in a copy of the world\'s card (worldmodel/cards)'
+        )
     else:
         chosen = nets[0] if nets else ""
     found: dict[str, str] = {}

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from worldmodel.prompt_book import PromptBook
     from worldmodel.video_world import Prompt
 
+_AT_FAULT = "the file is as the hub has it: if that does not help, take another --revision, or tell its owner"
+_MOVE_AWAY = "or move that file away: the same command fetches it anew then"
 WORLD, TEXT = ("model", "decoder", "encoder"), ("text_encoder", "tokenizer")  # fields of the card
 
 
@@ -35,6 +37,7 @@ class Wish:
     """What is asked for. world: a card's name or file, with ``@REVISION`` or without. revision: of the model's file.
 
     prompt: text or number, None: any. yes: nobody needs to be asked. device, window: as ``--device`` and ``--window``.
+    image: it shall begin with a picture.
     """
 
     world: str
@@ -44,6 +47,7 @@ class Wish:
     yes: bool = False
     device: str = "auto"
     window: int | None = None
+    image: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,10 @@ def plan_of(wish: Wish) -> tuple[Order, str]:
     card, revision = read_card(name), wish.revision or suffix
     if revision and revision != card.model.revision:  # what is known of the card's own revision does not hold for it
         card = replace(card, model=Source(card.model.repo, card.model.file, revision))
+    if wish.image and card.chunk > 1:
+        from worldmodel.video_world import check_chunk
+
+        check_chunk(Path(name).stem, card.chunk)  # before anything is fetched
     folder = home() / "published" / Path(name).stem / card.id
     make, wanted = not _is_here(folder), (wish.prompt or "").strip()
     if make and (not wanted or wanted.isdecimal()):  # a number chooses among prompts, of which there is the card's then
@@ -255,7 +263,7 @@ def _make(order: Order, device: str) -> None:
         origin = {part.field: f"{part.source.repo}@{part.commit}/{part.source.file}" for part in order.parts}
         assemble(order.name, order.card, files["model"], files["decoder"], prompts, order.folder, files["encoder"], origin)
     except CheckpointError as error:
-        raise CheckpointError(f"{order.name} could not be made: {error}") from error
+        raise CheckpointError(f"{order.name} could not be made: {error}; {_AT_FAULT if files else _MOVE_AWAY}") from error
     shutil.rmtree(files["model"].parent, ignore_errors=True)
 
 

@@ -178,17 +178,22 @@ def text_device(device: str, layer: int) -> str:
     return text_alone(machine(runtime.pick_device(device)[0]), layer)
 
 
+def check_chunk(name: str, chunk: int) -> None:
+    """Raise ConfigError for a world that cannot begin with a picture, because it dreams several latents at once."""
+    if chunk > 1:
+        raise ConfigError(
+            f"{name!r} dreams {chunk} latents at once and a picture is one: leave out --image, "
+            "or take a frame-wise world such as wan-causal-forcing-2step"
+        )
+
+
 @torch.inference_mode()
 def encode_picture(folder: Path, config: WorldConfig, image: np.ndarray, device: torch.device) -> Tensor:
     """A picture, uint8 (H,W,3), as the first latent of a clip, (1,1,C,h,w). The encoder is let go afterwards.
 
     Raises ConfigError for a world that cannot begin with a picture, CheckpointError for a damaged encoder.
     """
-    if config.sampler.chunk > 1:
-        raise ConfigError(
-            f"{config.name!r} dreams {config.sampler.chunk} latents at once and a picture is one: leave out --image, "
-            "or take a frame-wise world such as wan-causal-forcing-2step"
-        )
+    check_chunk(config.name, config.sampler.chunk)
     path = Path(folder) / ENCODER
     if not path.is_file():
         raise ConfigError(f"{config.name!r} has no {ENCODER}, so it takes no --image: make it again with --encoder Wan2.1_VAE.pth")

@@ -44,7 +44,9 @@ def map_weights(path: Path) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open has no iteration
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} holds more than weights, and such a file can run code: refused; {_FIX}") from error
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise CheckpointError(f"{path} is damaged or cut off ({reason}): {_FIX}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
