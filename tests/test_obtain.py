@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save
 import play as door
 from tests.hub_client import error as refused
 from tests.hub_client import log_in
-from tests.hub_server import Hub, Repo
+from tests.hub_server import Hub, Repo, described
 from tests.test_video_session import model_config
 from tests.test_video_world import public, tiny_card, write_public_model  # noqa: F401 - a fixture
 from tests.test_wan_prompts import pieces  # noqa: F401 - a fixture
@@ -333,6 +333,17 @@ def test_files_that_are_wrong_on_the_hub_make_no_world(hub, public, tmp_path, ca
     assert message.startswith("error: tiny could not be made: ") and said in message and "tell its owner" in message
     left = (tmp_path / "cache/worldmodel").glob("published/**/*")
     assert not any(p.is_file() for p in left) and not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("digest", ["../../../../escape", "", "/tmp/escape", "0" * 63])
+def test_a_hash_that_is_none_names_no_folder(hub, capsys, tmp_path, monkeypatch, digest):
+    def lying(name: str, content: bytes) -> dict:
+        entry = described(name, content)
+        return entry | ({"lfs": entry["lfs"] | {"sha256": digest}} if "lfs" in entry else {})
+
+    monkeypatch.setattr("tests.hub_server.described", lying)
+    assert "answers for zoe/student as no hub does" in error(capsys, "--yes")
+    assert not hub.bytes_asked("") and not list(tmp_path.rglob("*escape*"))
 
 
 def test_of_several_nets_a_copy_of_the_card_chooses(hub, public, capsys):  # noqa: F811

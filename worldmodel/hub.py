@@ -196,6 +196,8 @@ def listing(repo: str, revision: str) -> Listing:
     files = {}
     for entry in info.siblings or ():
         digest = str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
+        if not re.fullmatch("[0-9a-f]{64}" if entry.lfs else "[0-9a-f]{40}", digest):  # folders are called by it
+            raise HubError(no_hub(repo))
         files[entry.rfilename] = RemoteFile(entry.rfilename, entry.size or 0, digest, entry.lfs is not None)
     licence = str((info.card_data.get("license") if info.card_data else None) or "not stated")[:80]
     return Listing(commit, "".join(c if c.isprintable() else " " for c in licence), files, bool(info.gated))
