@@ -42,10 +42,13 @@ def test_push_and_play_again(hub, folder, tmp_path, capsys):
     verify(fetch_world("alice/new"))
 
 
-def test_a_video_world_goes_to_the_hub_and_back(hub, public, tmp_path):
+def test_a_video_world_goes_to_the_hub_and_back(hub, public, tmp_path, capsys):
     log_in(tmp_path)
     folder = make(public)
-    assert checkpoint(["push", str(folder), "alice/video"]) == 0
+    said = error(capsys, "push", str(folder), "alice/video", program=checkpoint)
+    assert "converted from those of MIN-Lab/minWM: say what their licence is with --license ID" in said
+    assert "alice/video" not in hub.repos
+    assert checkpoint(["push", str(folder), "alice/video", "--license", "cc-by-nc-4.0"]) == 0
     back = load_video(fetch_world("alice/video"))
     assert [p.text for p in back.prompts] == ["a mill", "boats"] and back.weights_hash == load_video(folder).weights_hash
 

@@ -38,6 +38,7 @@ from worldmodel.models.wan.text import TextEncoder
 from worldmodel.obtain import Wish, obtain, plan_of
 from worldmodel.placement import Machine
 from worldmodel.prompt_list import entries
+from worldmodel.publish import card_with_metadata
 from worldmodel.published import Source, VideoCard
 from worldmodel.sums import verify
 from worldmodel.video_world import load_video
@@ -143,6 +144,7 @@ def test_what_is_made_is_what_was_published(hub, public, tmp_path):  # noqa: F81
     assert [(p.text, len(p.encoder)) for p in loaded.prompts] == [(TEXT, 16)]
     commit = hub.repos["zoe/student"].refs["main"]
     assert loaded.config.provenance["model"] == f"zoe/student@{commit}/dmd/model.pt"
+    assert "\nlicense: mit\n" in card_with_metadata("# A world", loaded.config)  # of whoever made the weights, not ours
     verify(folder)
     assert not list((tmp_path / "cache/worldmodel/files").rglob("model.pt"))  # converted: not kept twice
     assert len(list((tmp_path / "cache/worldmodel/files").rglob("umt5.pth"))) == 1

@@ -31,7 +31,11 @@ def parser() -> argparse.ArgumentParser:
     add("folder", type=Path, metavar="FOLDER", help="a world folder, such as runs/NAME/export")
     add("repo", metavar="ORG/NAME", help="the model repository; made if it is not there")
     add("--private", action="store_true", help="only you (and your organization) may see it")
-    add("--license", metavar="ID", help="for a card that names none (default: apache-2.0)")
+    add(
+        "--license",
+        metavar="ID",
+        help="for a card that names none (default: that of converted weights, as their repository states it; else apache-2.0)",
+    )
     add = commands.add_parser("convert", help="public Wan-family weights -> ours, or back").add_argument
     add("file", type=Path, metavar="FILE", help="a .pt or .safetensors file, or the .safetensors.index.json of several")
     add("out", type=Path, metavar="OUT", help="the .safetensors file to write")

@@ -22,6 +22,7 @@ from worldmodel.hub_errors import explained, no_hub
 from worldmodel.hub_transfer import Plan, RemoteFile, download
 from worldmodel.sums import NEEDED, SUMS, is_plain_name, verify
 
+NOT_STATED = "not stated"  # a licence
 # nothing else of a repository is fetched, so no code and no pickle is
 KINDS = {".json", ".jsonl", ".safetensors", ".png", ".md", ".txt", ".jpg", ".webp", ".mp4", ""}
 
@@ -199,7 +200,7 @@ def listing(repo: str, revision: str) -> Listing:
         if not re.fullmatch("[0-9a-f]{64}" if entry.lfs else "[0-9a-f]{40}", digest):  # folders are called by it
             raise HubError(no_hub(repo))
         files[entry.rfilename] = RemoteFile(entry.rfilename, entry.size or 0, digest, entry.lfs is not None)
-    licence = str((info.card_data.get("license") if info.card_data else None) or "not stated")[:80]
+    licence = str((info.card_data.get("license") if info.card_data else None) or NOT_STATED)[:80]
     return Listing(commit, "".join(c if c.isprintable() else " " for c in licence), files, bool(info.gated))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from worldmodel.amounts import megabytes
 from worldmodel.consent import announce, ask
 from worldmodel.errors import CheckpointError, ConfigError, HubError
-from worldmodel.hub import Listing, check_access, home, listing
+from worldmodel.hub import NOT_STATED, Listing, check_access, home, listing
 from worldmodel.hub_errors import explained
 from worldmodel.hub_transfer import SPARE, Meter, RemoteFile, fetch_file, free_space, partial, tuned_client
 from worldmodel.prompt_list import check_number, entries, find
@@ -261,6 +261,9 @@ def _make(order: Order, device: str) -> None:
             return
         print("converting, once", flush=True)
         origin = {part.field: f"{part.source.repo}@{part.commit}/{part.source.file}" for part in order.parts}
+        licence = next(part.licence for part in order.parts if part.field == "model")
+        if licence != NOT_STATED:
+            origin["license"] = licence
         assemble(order.name, order.card, files["model"], files["decoder"], prompts, order.folder, files["encoder"], origin)
     except CheckpointError as error:
         raise CheckpointError(f"{order.name} could not be made: {error}; {_AT_FAULT if files else _MOVE_AWAY}") from error

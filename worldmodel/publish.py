@@ -76,9 +76,11 @@ def card_with_metadata(text: str, config: WorldConfig, licence: str | None = Non
         if licence is not None:
             raise ConfigError("the card names its licence already: leave out --license, or edit README.md and export again")
         return text
-    results = _results(config)
+    results, known, origin = _results(config), config.provenance.get("license"), config.provenance.get("repo")
+    if origin and not (licence or known):
+        raise ConfigError(f"these weights were converted from those of {origin}: say what their licence is with --license ID")
     data = ModelCardData(
-        license=licence or str(config.provenance.get("license") or LICENCE),
+        license=licence or str(known or LICENCE),
         library_name=LIBRARY,
         pipeline_tag="image-to-video",
         tags=[*TAGS, f"{config.width}x{config.height}"],
