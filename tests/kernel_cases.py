@@ -56,14 +56,14 @@ def far_apart(setting: Setting) -> Errors:
 
 
 def blocks(
-    kind: str, frames: int, tokens: int, chunk: int, first: int, window: int, sink: int, head: int
+    kind: str, frames: int, tokens: int, chunk: int, first: int, window: int, sink: int, head: int, memory: int = 0, every: int = 1
 ) -> Callable[[Setting], Errors]:
     def case(setting: Setting) -> Errors:
         from worldmodel.kernels import reference
         from worldmodel.kernels.triton_blocks_op import block_attention
         from worldmodel.models.attention import Layout
 
-        layout, count = Layout(kind, chunk, window, first, sink), 2
+        layout, count = Layout(kind, chunk, window, first, sink, memory, every), 2
         mask = torch.from_numpy(layout.frame_mask(frames)).to(setting.device)
         inputs = [split_heads(setting.draw(2, len(mask) * tokens, count * head, rows_apart=8), count) for _ in range(3)]
         return compare(
@@ -198,6 +198,9 @@ CASES: dict[str, Callable[[Setting], Errors]] = {
     "block_attention frame by frame": blocks("teacher_forcing", 4, 7, 1, 0, 0, 0, 24),
     "block_attention window": blocks("teacher_forcing", 5, 40, 1, 0, 3, 0, 16),
     "block_attention chunks, sink": blocks("teacher_forcing", 6, 17, 2, 1, 4, 1, 16),
+    "block_attention memory": blocks("teacher_forcing", 12, 7, 1, 0, 3, 0, 16, 2, 3),
+    "block_attention memory, chunks, sink": blocks("teacher_forcing", 14, 5, 2, 0, 5, 1, 16, 2, 2),
+    "block_attention memory, long frames": blocks("causal", 7, 70, 1, 0, 2, 0, 16, 2, 2),
     "block_attention causal": blocks("causal", 5, 50, 1, 0, 3, 1, 16),
     "block_attention long frames": blocks("teacher_forcing", 2, 150, 1, 0, 0, 0, 16),
     "qk_norm_rope": qk(2, 5, 3, 10, False),

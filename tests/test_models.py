@@ -64,11 +64,11 @@ def conditions(model: DiT, clip: Clip) -> tuple[dict[str, Any], tuple[Tensor, Te
 
 
 @torch.no_grad()
-def play(model: DiT, clip: Clip, window: int, chunk: int, sink: int = 0) -> Tensor:
+def play(model: DiT, clip: Clip, window: int, chunk: int, sink: int = 0, **memory: int) -> Tensor:
     """Velocities of a cached rollout whose finished chunks are replaced by the clip's clean ones."""
     batch, frames = clip.sigma.shape
     extra, cameras = conditions(model, clip)
-    cache = model.make_cache((clip.noisy.shape[3], clip.noisy.shape[4]), window, chunk, sink, batch, cameras is not None)
+    cache = model.make_cache((clip.noisy.shape[3], clip.noisy.shape[4]), window, chunk, sink, batch, cameras is not None, **memory)
     cache.store.fill_(float("nan"))  # what was never written must never be read
     out = []
     for start in range(0, frames, chunk):
@@ -84,27 +84,33 @@ def play(model: DiT, clip: Clip, window: int, chunk: int, sink: int = 0) -> Tens
 
 @pytest.mark.parametrize("cfg", [SMALL, FULL], ids=["small", "text-camera"])
 @pytest.mark.parametrize(
-    ("frames", "window", "chunk", "sink"),
+    ("frames", "window", "chunk", "sink", "memory", "every"),
     [
-        (6, 6, 1, 0),
-        (7, 3, 1, 0),
-        (7, 2, 1, 0),
-        (6, 4, 2, 0),
-        (8, 5, 2, 0),
-        (9, 4, 3, 0),
-        (7, 4, 1, 2),
-        (8, 5, 2, 1),
-        (6, 3, 1, 2),
-        (3, 3, 3, 0),
+        (6, 6, 1, 0, 0, 1),
+        (7, 3, 1, 0, 0, 1),
+        (7, 2, 1, 0, 0, 1),
+        (6, 4, 2, 0, 0, 1),
+        (8, 5, 2, 0, 0, 1),
+        (9, 4, 3, 0, 0, 1),
+        (7, 4, 1, 2, 0, 1),
+        (8, 5, 2, 1, 0, 1),
+        (6, 3, 1, 2, 0, 1),
+        (3, 3, 3, 0, 0, 1),
+        (14, 3, 1, 0, 2, 3),
+        (12, 5, 1, 2, 3, 1),
+        (14, 4, 2, 1, 2, 3),
+        (14, 4, 2, 0, 1, 5),
     ],
 )
-def test_cached_rollout_equals_one_uncached_forward(cfg: DiTConfig, frames: int, window: int, chunk: int, sink: int) -> None:
+def test_cached_rollout_equals_one_uncached_forward(
+    cfg: DiTConfig, frames: int, window: int, chunk: int, sink: int, memory: int, every: int
+) -> None:
     model, clip = random_model(cfg), random_clip(frames)
     extra, cameras = conditions(model, clip)
-    layout = Layout.teacher_forcing(chunk, window, sink)
+    layout = Layout.teacher_forcing(chunk, window, sink, memory, every)
     with torch.no_grad():
         whole = model(clip.noisy, clip.sigma, clip.actions, cameras=cameras, clean=clip.clean, layout=layout, **extra)
-    close(play(model, clip, window, chunk, sink), whole)
+    close(play(model, clip, window, chunk, sink, memory=memory, every=every), whole)
 
 
 def test_the_window_matters() -> None:

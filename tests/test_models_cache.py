@@ -11,8 +11,8 @@ from worldmodel.models.kv_cache import FrozenCache, FrozenMergedCache, KVCache, 
 TOKENS, LAYERS = 3, 2
 
 
-def make(window: int, chunk: int = 1, sink: int = 0) -> KVCache:
-    cache = KVCache(layers=LAYERS, heads=2, head_dim=4, tokens=TOKENS, window=window, chunk=chunk, sink=sink)
+def make(window: int, chunk: int = 1, sink: int = 0, **memory: int) -> KVCache:
+    cache = KVCache(layers=LAYERS, heads=2, head_dim=4, tokens=TOKENS, window=window, chunk=chunk, sink=sink, **memory)
     cache.store.fill_(float("nan"))
     return cache
 
@@ -52,6 +52,23 @@ def test_sees_the_sink_and_the_newest(chunk: int, sink: int, ring: int) -> None:
             assert seen[-chunk:] == list(range(start, start + chunk))
         cache.commit()
         assert cache.position == start + chunk
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+@pytest.mark.parametrize("sink", [0, 1, 3])
+@pytest.mark.parametrize("ring, memory, every", [(1, 1, 1), (1, 2, 3), (5, 3, 4), (4, 4, 2), (11, 2, 8)])
+def test_remembers_every_so_many_frames_of_what_has_left_the_ring(
+    chunk: int, sink: int, ring: int, memory: int, every: int
+) -> None:
+    cache = make(sink + ring + chunk, chunk, sink, memory=memory, every=every)
+    for start in range(0, 20 * chunk, chunk):
+        left = [i for i in range(sink, max(start - ring, sink)) if i % every == 0]
+        kept = sorted({*range(min(sink, start)), *left[-memory:], *range(max(start - ring, 0), start)})
+        assert cache.filled == len(kept) and cache.full == (start >= cache.until_full)
+        for seen in look(cache, chunk):
+            assert sorted(seen[:-chunk]) == kept
+            assert seen[-chunk:] == list(range(start, start + chunk))
+        cache.commit()
 
 
 def test_a_first_chunk_may_be_shorter() -> None:
@@ -158,10 +175,12 @@ def test_a_pass_against_the_frozen_store_sees_and_leaves_what_one_against_the_ca
     assert torch.equal(cache.store, other.store)
 
 
-@pytest.mark.parametrize("chunk, sink", [(1, 0), (1, 2), (2, 1)])
-def test_a_merged_pass_against_the_frozen_store_gives_and_leaves_what_one_against_the_cache_does(chunk: int, sink: int) -> None:
+@pytest.mark.parametrize("chunk, sink, memory", [(1, 0, 0), (1, 2, 0), (2, 1, 0), (1, 0, 2), (2, 1, 2)])
+def test_a_merged_pass_against_the_frozen_store_gives_and_leaves_what_one_against_the_cache_does(
+    chunk: int, sink: int, memory: int
+) -> None:
     torch.manual_seed(3)
-    cache, other = (make(sink + 3 * chunk + 1, chunk, sink) for _ in range(2))
+    cache, other = (make(sink + 3 * chunk + 1, chunk, sink, memory=memory, every=3) for _ in range(2))
     while not cache.full:
         look(cache, chunk)
         cache.commit()

@@ -211,3 +211,21 @@ def test_target_follows_and_teacher_stays(home: Path) -> None:
 def test_causal_cd_needs_a_network_to_distil(home: Path) -> None:
     with pytest.raises(ConfigError, match="pass init=runs/ar_diffusion"):
         _stage(home, "init=''")
+
+
+def test_what_a_memory_shows_is_trained_distilled_and_played(home: Path, tmp_path: Path) -> None:
+    memory = ("model.sampler.window=3", "model.sampler.memory=2", "model.sampler.memory_every=3")
+    data = (f"data.root={home}/data", f"codec={home}/codec", "stage.batch=2", "steps=2", *memory)
+    train(tmp_path / "teacher", *data, "stage=teacher", "stage.clip_frames=6")
+    train(tmp_path / "ar", *data, "stage=ar_diffusion", f"init={home}/ar", "stage.clip_frames=16")
+    train(tmp_path / "cd", *data, "stage=causal_cd", f"init={tmp_path}/ar", "stage.clip_frames=16")
+    judged = ("stage=dmd", f"init={tmp_path}/cd", f"teacher={tmp_path}/teacher", "stage.critic_updates=1", "stage.context_frames=2")
+    for gradient in ("detached", "carried"):
+        lengths = ("stage.clip_frames=6", "stage.rollout_frames=16", f"stage.cache_gradient={gradient}")
+        train(tmp_path / gradient, *data, *judged, *lengths, "stage.anchor=0.1", "stage.rest=1", "stage.rest_draws=2")
+        session = open_session(tmp_path / gradient / "export", device="cpu", steps=2, threads=1)
+        assert (session.cache.memory, session.cache.every, session.cache.past) == (2, 3, 4)
+        for _ in range(session.cache.until_full):
+            session.step(session.actions.decode([1.0, 0.0, 0.5]))
+        assert session.cache.full
+        session.close()

@@ -9,7 +9,7 @@ from tests.train_videos import DIT
 from train.distributed import Ranks, prepare_network
 from train.options import TrainOptions
 from train.rollout import LastingCache, rollout_cache
-from worldmodel.config import DiTConfig
+from worldmodel.config import DiTConfig, SamplerConfig
 from worldmodel.models.dit import DiT
 from worldmodel.models.kv_cache import KVCache
 
@@ -22,7 +22,15 @@ def _rollout(recompute: bool, window: int, whole: bool = False) -> tuple[Tensor,
         torch.nn.init.normal_(parameter, std=0.05)
     prepare_network(model, Ranks(0, 1, torch.device("cpu")), TrainOptions(checkpoint_activations=recompute), compiled=False)
     cache = rollout_cache(
-        model.cfg, (8, 8), 1, window, 1, 0, torch.device("cpu"), torch.float32, cameras=True, frames=4, whole=whole
+        model.cfg,
+        (8, 8),
+        1,
+        SamplerConfig(window=window).kept,
+        torch.device("cpu"),
+        torch.float32,
+        cameras=True,
+        frames=4,
+        whole=whole,
     )
     draw, kept, outs = torch.Generator().manual_seed(1), dict[int, int](), []
     text, noisy = torch.randn(1, 4, 16, generator=draw), torch.randn(1, 3, 16, 8, 8, generator=draw)
@@ -51,7 +59,8 @@ def test_rollouts_that_the_cache_holds_are_recomputed() -> None:
 
     def kind(frames: int, whole: bool, sink: int = 0) -> type:
         options = {"frames": frames, "whole": whole}
-        return type(rollout_cache(DiTConfig(), (8, 8), 1, 4, 1, sink, torch.device("cpu"), torch.float32, **options))  # type: ignore[arg-type]
+        kept = SamplerConfig(window=4, sink=sink).kept
+        return type(rollout_cache(DiTConfig(), (8, 8), 1, kept, torch.device("cpu"), torch.float32, **options))  # type: ignore[arg-type]
 
     assert [kind(4, False), kind(5, True)] == [LastingCache] * 2 and [kind(5, False), kind(5, True, 1), kind(0, True)] == [
         KVCache

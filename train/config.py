@@ -134,6 +134,8 @@ def sampler_config(config: RunConfig) -> SamplerConfig:
         steps=s.steps,
         window=s.window,
         sink=s.sink,
+        memory=s.memory,
+        memory_every=s.memory_every,
         chunk=s.chunk,
         context_sigma=s.context_sigma,
     )

@@ -56,7 +56,7 @@ class Dreamer:
             raise ConfigError(f"a rollout needs {self.chunk} context frames at least, one chunk, got {frames.shape[1]}")
         self._seeds, self._index = list(seeds), 0
         frames, actions = frames[:, left_out:], actions[:, left_out:]
-        self._cache = self.model.make_cache(self.config.latent_size[1:], sampler.window, sampler.chunk, sampler.sink, len(frames))
+        self._cache = self.model.make_cache(self.config.latent_size[1:], **sampler.kept, batch=len(frames))
         latents = self.encode(frames.reshape(-1, *frames.shape[2:])).unflatten(0, frames.shape[:2])
         for part, encoded in zip(latents.split(self.chunk, 1), self._actions(actions).split(self.chunk, 1), strict=True):
             self._commit(part, encoded)

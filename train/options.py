@@ -120,7 +120,8 @@ class CodecOptions:
 
 @dataclass
 class SamplerOptions:
-    """See worldmodel.config.SamplerConfig. chunk and window also shape the training mask; the rest only says how one plays."""
+    """See worldmodel.config.SamplerConfig. chunk, window, sink and memory also shape the training mask; the rest only says how one
+    plays."""
 
     kind: str = "adams"
     shift: float = 1.5
@@ -128,6 +129,8 @@ class SamplerOptions:
     steps: int = 4
     window: int = 12
     sink: int = 0
+    memory: int = 0
+    memory_every: int = 8
     chunk: int = 1
     context_sigma: float = 0.0
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldmodel.config import DiTConfig
+from worldmodel.config import DiTConfig, Kept
 from worldmodel.diffusion import sample
 from worldmodel.models.kv_cache import FrozenCache, KVCache
 
@@ -31,12 +31,12 @@ Link = list[tuple[Tensor, Tensor]]
 
 class LastingCache(KVCache):
     """A cache that holds rollouts of up to `frames` whole, of which attention sees the last `window`: what a pass saw is still
-    there at backward, when it may be made again. Without sink frames, or within the window: what is seen lies in one piece.
+    there at backward, when it may be made again. Within the window, or without sink and memory: what is seen lies in one piece.
     """
 
     def __init__(self, *, window: int, frames: int, **options: Any) -> None:
         super().__init__(window=max(window, frames), **options)
-        assert frames <= window or not self.sink
+        assert frames <= window or not (self.sink or self.memory)
         self.reach = window - self.chunk
 
     def seen(self) -> SeenFrames:
@@ -102,9 +102,7 @@ def rollout_cache(
     config: DiTConfig,
     latent_hw: tuple[int, int],
     batch: int,
-    window: int,
-    chunk: int,
-    sink: int,
+    kept: Kept,
     device: torch.device,
     dtype: torch.dtype,
     carried: bool = False,
@@ -117,16 +115,15 @@ def rollout_cache(
     frames: of the longest rollout, where that is known (0: it is not). whole: hold rollouts longer than the window, too.
     """
     kind: Callable[..., KVCache] = CarryingCache if carried else KVCache
-    if not carried and (0 < frames <= window or (frames and whole and not sink)):
+    within, in_one_piece = 0 < frames <= kept["window"], not (kept["sink"] or kept["memory"])
+    if not carried and (within or (frames and whole and in_one_piece)):
         kind = partial(LastingCache, frames=frames)
     return kind(
         layers=config.layers,
         heads=config.heads * (2 if cameras else 1),
         head_dim=config.head_dim,
         tokens=latent_hw[0] * latent_hw[1] // config.patch**2,
-        window=window,
-        chunk=chunk,
-        sink=sink,
+        **kept,
         batch=batch,
         device=device,
         dtype=dtype,

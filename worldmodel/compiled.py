@@ -176,8 +176,8 @@ def build(world: LoadedWorld, path: Path, device: torch.device, dtype: torch.dty
     config = world.config
     model = world.build()[0].to(device, dtype)
     sampler, (channels, height, width) = config.sampler, config.latent_size
-    cache = model.make_cache((height, width), sampler.window, sampler.chunk, sampler.sink)
-    cache.restore(CacheSnapshot(cache.store, sampler.window))  # a full ring: the shape of steady play
+    cache = model.make_cache((height, width), **sampler.kept)
+    cache.restore(CacheSnapshot(cache.store, cache.until_full))  # the shape of steady play
     noisy = torch.zeros(1, sampler.chunk, channels, height, width, device=device, dtype=dtype)
     frames = 2 * sampler.chunk if merged else sampler.chunk
     sigma = torch.ones(1, frames, device=device)

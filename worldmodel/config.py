@@ -14,7 +14,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from worldmodel.action import ActionSpec
 from worldmodel.errors import ConfigError
@@ -141,17 +141,28 @@ class CodecConfig:
             _require(fits, f"codec.{name} is three widths from 1 to {_MOST_WIDTH}, got {value}")
 
 
+class Kept(TypedDict):
+    """What of the past is kept and seen, in latent frames, as `KVCache` and `Layout` take it; see `SamplerConfig`."""
+
+    window: int
+    chunk: int
+    sink: int
+    memory: int
+    every: int
+
+
 @dataclass(frozen=True)
 class SamplerConfig:
     """How a frame is made from noise.
 
     kind: ``euler`` or ``adams`` (second order) integrate the velocity over `sigmas`; ``consistency`` predicts clean and re-noises
     (distilled students); ``flow_map`` steps by average velocities (needs model.flow_map).
-    shift: warps an even grid of noise levels, sigma = s u / (1 + (s - 1) u). presets: step counts that may be chosen.
-    steps: the default step count. window: frames that attention sees, the current chunk included; sink: of those, how many first
-    frames are kept for ever. chunk: latent frames denoised together. context_sigma: noise level at which a finished frame is
-    committed to the cache (0 = clean). sigmas: noise levels by step count, where they are not the shifted even grid. first_steps:
-    steps of a rollout's first chunk where that differs (video worlds, whose rollouts begin with nothing; 0 = as all).
+    shift: warps an even grid of noise levels, sigma = s u / (1 + (s - 1) u). presets: step counts that may be chosen. steps: the
+    default step count. window: frames that attention sees, the current chunk included; sink: of those, how many first frames are
+    kept for ever. memory: how many frames from before the window are seen, too: of every `memory_every`-th the newest. chunk:
+    latent frames denoised together. context_sigma: noise level at which a finished frame is committed to the cache (0 = clean).
+    sigmas: noise levels by step count, where they are not the shifted even grid. first_steps: steps of a rollout's first chunk
+    where that differs (video worlds, whose rollouts begin with nothing; 0 = as all).
     rolling: `steps` chunks are denoised together, each one level behind the next (students trained so; `worldmodel.rolling`); the
     window holds the sink and all of them.
     """
@@ -162,6 +173,8 @@ class SamplerConfig:
     steps: int = 4
     window: int = 12
     sink: int = 0
+    memory: int = 0
+    memory_every: int = 8
     chunk: int = 1
     context_sigma: float = 0.0
     sigmas: dict[str, tuple[float, ...]] = field(default_factory=dict)
@@ -179,6 +192,10 @@ class SamplerConfig:
         _require(self.chunk >= 1, f"sampler.chunk must be at least 1, got {self.chunk}")
         _require(0 <= self.first_steps <= MOST_STEPS, f"sampler.first_steps lies in 0 to {MOST_STEPS}, got {self.first_steps}")
         _require(self.sink >= 0, f"sampler.sink cannot be negative, got {self.sink}")
+        _require(0 <= self.memory <= _MOST_WINDOW, f"sampler.memory lies in 0 to {_MOST_WINDOW} frames, got {self.memory}")
+        _require(
+            1 <= self.memory_every <= _MOST_WINDOW, f"sampler.memory_every lies in 1 to {_MOST_WINDOW}, got {self.memory_every}"
+        )
         _require(self.window <= _MOST_WINDOW, f"sampler.window can be at most {_MOST_WINDOW} frames, got {self.window}")
         least, what = self.least_window, f" and {self.steps} chunks" if self.rolling else ", chunk and one more frame"
         _require(self.window >= least, f"sampler.window {self.window} must hold sink{what}: at least {least}")
@@ -186,6 +203,7 @@ class SamplerConfig:
             not self.rolling or (self.kind == "consistency" and not self.first_steps),
             "sampler.rolling goes with sampler.kind consistency, and without sampler.first_steps",
         )
+        _require(not (self.rolling and self.memory), "sampler.memory does not go with sampler.rolling")
         _require(0.0 <= self.context_sigma < 1.0, f"sampler.context_sigma lies in [0, 1), got {self.context_sigma}")
         for steps, sigmas in self.sigmas.items():
             falling = all(a > b for a, b in itertools.pairwise(sigmas))
@@ -193,6 +211,11 @@ class SamplerConfig:
                 steps.isdecimal() and len(sigmas) == int(steps) > 0 and falling and sigmas[0] <= 1.0 and sigmas[-1] > 0.0,
                 f"sampler.sigmas[{steps}] must hold {steps} falling noise levels in (0, 1], got {list(sigmas)}",
             )
+
+    @property
+    def kept(self) -> Kept:
+        """What of the past is kept and seen."""
+        return Kept(window=self.window, chunk=self.chunk, sink=self.sink, memory=self.memory, every=self.memory_every)
 
     @property
     def least_window(self) -> int:

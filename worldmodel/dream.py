@@ -55,8 +55,7 @@ class Dream:
             raise ConfigError(f"steps must lie in 1 to {MOST_STEPS}, got {self.steps}: the world was made for {sampler.steps}")
         self.device_note, self.merge = "", False
         self._device, self._dtype, self.model = device, dtype, model
-        shape = config.latent_size[1:], sampler.window, sampler.chunk, sampler.sink
-        self.cache = model.make_cache(*shape, cameras=cameras, apart=sampler.rolling)
+        self.cache = model.make_cache(config.latent_size[1:], **sampler.kept, cameras=cameras, apart=sampler.rolling)
         self._program, self._screen = FrameProgram(model, self.cache, sampler), Screen(decode_on or device)
         self._pending: Finished | None = None
         self._committed = runtime.Stopwatch(device)

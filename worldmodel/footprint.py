@@ -80,9 +80,9 @@ def sizes_of(config: WorldConfig, decoder: StreamNet, encoder: StreamNet | None 
     with META:  # networks alone: what is cached by its arguments must not be made of shapes
         one = DiT(replace(config.model, layers=1)).to(HALF)
     whole = weights(one) + weights(one.blocks[0]) * (config.model.layers - 1)
-    shape, frames = (config.latent_size[1:], sampler.window, sampler.chunk, sampler.sink), sampler.together
-    cache = one.make_cache(*shape, cameras=config.model.camera, apart=sampler.rolling)
-    cache._move_to(cache.past)  # full: a pass sees most then
+    frames = sampler.together
+    cache = one.make_cache(config.latent_size[1:], **sampler.kept, cameras=config.model.camera, apart=sampler.rolling)
+    cache._move_to(cache.until_full)  # a pass sees most then
     latent = _shape(1, frames, *config.latent_size, dtype=HALF)
     level, views = _shape(1, frames), (_shape(1, frames, 4, 4), _shape(1, frames, 3, 3))
     ctx = one.context(latent.shape, META, Layout.bidirectional(), cameras=views if config.model.camera else None, cache=cache)

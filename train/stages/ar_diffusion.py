@@ -41,10 +41,8 @@ class ArDiffusion(FlowMatching):
 
     @property
     def layout(self) -> Layout:
-        sampler = self.context.config.model.sampler
-        if self.options.forcing is Forcing.diffusion:
-            return Layout.causal(sampler.chunk, sampler.window, sink=sampler.sink)
-        return Layout.teacher_forcing(sampler.chunk, sampler.window, sampler.sink)
+        forcing = Layout.causal if self.options.forcing is Forcing.diffusion else Layout.teacher_forcing
+        return forcing(**super().sampler().kept)
 
     def sigma(self, draws: Draws, frames: int) -> Tensor:
         chunk = self.context.config.model.sampler.chunk

@@ -321,7 +321,7 @@ class DistributionMatching(Distillation):
     def passes(self) -> list[Pass]:
         options, share, sampler = self.options, 1 / self.options.critic_updates if self.options.score else 1.0, self.sampler()
         rollout = options.source is Source.rollout
-        seen = Layout.causal(sampler.chunk, sampler.window, sink=sampler.sink) if rollout else self.layout
+        seen = Layout.causal(**sampler.kept) if rollout else self.layout
         dream = Pass("model", seen, options.clip_frames, rollout, share)
         anchor = [Pass("model", self.layout, options.clip_frames, share=share)] if options.anchor else []
         return [dream, *anchor, Pass("critic", WHOLE, options.clip_frames)] if options.score else [dream, *anchor]

@@ -47,7 +47,7 @@ class OdeThenDmd(DistributionMatching):
         level = draws.uniform("level", count).mul(choices).long().clamp(max=choices - 1).repeat_interleave(sampler.chunk, dim=1)
         sigma = torch.cat((self.stored.sigmas, torch.zeros(1))).to(level.device)[level]
         noisy = states.gather(1, level[:, None, :, None, None, None].expand(-1, 1, -1, *states.shape[3:]))[:, 0]
-        made = self.clean(self.model, noisy, sigma, batch, layout=Layout.causal(sampler.chunk, sampler.window, sink=sampler.sink))
+        made = self.clean(self.model, noisy, sigma, batch, layout=Layout.causal(**sampler.kept))
         return endpoint_regression(made, states[:, -1], batch.mask & (sigma > 0)), {}
 
     def costs(self) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""The player that explores "rooms" for recordings: walks with a goal, plays with keys, looks around, opens doors, stands still.
+"""The player that explores "rooms" for recordings: walks with a goal, plays with keys, looks around, goes away and comes back, opens
+doors, stands still.
 
 Everything it does is drawn from one generator, so an episode is a function of its seed. It reads poses and the plan, not pixels.
 """
@@ -14,7 +15,8 @@ from worldmodel.data.rooms_plan import Passage, Spawn
 from worldmodel.world import Frame
 
 # Activity -> (share of choices, mean length in frames). About 55 % of all frames are goal-directed, 20 % random keys; in 9 % one
-# stands still for longer than a network remembers, for one that never saw that cannot keep a picture while nobody acts.
+# stands still for long, for a network that never saw that cannot keep a picture while nobody acts; in 6 % one comes back to a view
+# that one has just left, for a network that seldom saw that does not look for it in its memory.
 ACTIVITIES = {
     "walk": (0.36, 110),
     "keys": (0.28, 60),
@@ -22,6 +24,7 @@ ACTIVITIES = {
     "strafe": (0.12, 40),
     "idle": (0.16, 55),
     "door": (0.18, 90),
+    "return": (0.16, 1),  # as long as it takes
 }
 DOOR_WAIT = 18  # frames until a door is open
 STAND_OFF = 104.0  # distance from a door's middle at which one turns to it
@@ -46,6 +49,7 @@ class RoomsPolicy:
         self._last = (0.0, 0.0)
         self._door: Passage | None = None
         self._stage = 0
+        self._trip: list[tuple[set[str], float]] = []
 
     def start(self) -> Frame:
         x, y = PLAN.cells()[int(self.rng.integers(len(PLAN.cells())))]
@@ -79,10 +83,26 @@ class RoomsPolicy:
             self._go(x, y, int(self.rng.integers(len(PLAN.cells()))))
         elif self._activity == "look":
             self._left = max(self._left, int(360 / abs(self._steady)) if self.rng.random() < 0.3 else 0)
+        elif self._activity == "return":
+            self._trip = self._there_and_back()
+            self._left = len(self._trip)
         elif self._activity == "door":
             self._door, self._stage = PLAN.doors[int(self.rng.integers(len(PLAN.doors)))], 0
             self._left += 60
             self._go(x, y, self._front_of(self._door, x, y))
+
+    def _there_and_back(self) -> list[tuple[set[str], float]]:
+        """Keys and turns that lead to the view from which they start: all the way round, a glance aside, some steps on and back."""
+        kind, rng = self.rng.random(), self.rng
+        turn = float(rng.choice([-1, 1]) * rng.uniform(3.0, 9.0))
+        stay: list[tuple[set[str], float]] = [(set(), 0.0)] * int(rng.integers(2, 16))
+        if kind < 0.45:
+            return [(set(), turn)] * int(rng.uniform(360, 500) / abs(turn))
+        if kind < 0.75:
+            frames = int(rng.uniform(50, 180) / abs(turn))
+            return [(set(), turn)] * frames + stay + [(set(), -turn)] * frames
+        frames = int(rng.integers(8, 25))
+        return [({"forward"}, 0.0)] * frames + stay + [({"back"}, 0.0)] * frames
 
     def _go(self, x: float, y: float, goal: int) -> None:
         self._way, self._look = PLAN.path(PLAN.nearest_cell(x, y), goal), 0
@@ -185,6 +205,9 @@ class RoomsPolicy:
 
     def _do_look(self, x: float, y: float, degrees: float) -> tuple[set[str], float]:
         return set(), self._steady
+
+    def _do_return(self, x: float, y: float, degrees: float) -> tuple[set[str], float]:
+        return self._trip.pop(0)
 
     def _do_strafe(self, x: float, y: float, degrees: float) -> tuple[set[str], float]:
         if not self._side or self.rng.random() < 0.07:

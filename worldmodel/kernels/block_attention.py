@@ -27,7 +27,8 @@ class FrameRule:
 
     A frame sees its own and earlier chunks of `chunk` frames (the first of `first`, 0 = `chunk`). window: frames seen, counted back
     from the end of the own chunk, `sink` of them being the first of the clip; 0 = all. doubled: the sequence is [clean | noisy], a
-    noisy chunk sees itself and the clean frames of earlier chunks. frames: of one half.
+    noisy chunk sees itself and the clean frames of earlier chunks. memory: further frames that are seen, the newest before the
+    window (behind the sink) with an index divisible by `every`. frames: of one half.
     """
 
     frames: int
@@ -36,6 +37,8 @@ class FrameRule:
     window: int = 0
     sink: int = 0
     doubled: bool = False
+    memory: int = 0
+    every: int = 1
 
 
 @dataclass(frozen=True, eq=False)

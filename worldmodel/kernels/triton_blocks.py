@@ -1,8 +1,9 @@
 """Block attention, forward: whole frames see whole frames by a rule, of which the kernel computes what a tile of rows may see.
 
-A row sees up to three runs of tokens (`query_runs`). Over the rows of a tile a run widens at both ends: key blocks that every row
-sees need no mask, blocks at the ends compare columns with the row's own ends, and no other block is touched. Tokens per frame need
-not divide by a block size; a tile never lies across the two halves of a doubled sequence.
+A row sees up to three runs of tokens (`query_runs`), and of the memory every frame as a run of its own. Over the rows of a tile a
+run widens at both ends: key blocks that every row sees need no mask, blocks at the ends compare columns with the row's own ends,
+and no other block is touched; of remembered frames all blocks are masked. Tokens per frame need not divide by a block size; a tile
+never lies across the two halves of a doubled sequence.
 
 Shapes: B batch, N heads, Q tokens of the sequence, E head width; M rows of a tile, C columns of a block.
 """
@@ -40,6 +41,24 @@ def query_runs(
     own = tl.where(noisy, frames + start, 0)
     own_end = tl.where(noisy, frames + end, 0)
     return sink * TOKENS, low * TOKENS, high * TOKENS, own * TOKENS, own_end * TOKENS
+
+
+@triton.jit
+def memory_run(sink, low, high, TOKENS: tl.constexpr, MEMORY: tl.constexpr, EVERY: tl.constexpr):
+    """What rows remember that see [0, sink), [low, high) tokens: from and to, and over all rows of the tile the first remembered
+    frame and how many there are, every EVERY-th."""
+    since = tl.maximum(low - MEMORY * EVERY * TOKENS, sink)
+    first = tl.cdiv(tl.min(since, 0), EVERY * TOKENS) * EVERY
+    return since, first, tl.maximum(tl.cdiv(tl.max(low, 0), TOKENS * EVERY) - first // EVERY, 0)
+
+
+@triton.jit
+def memory_block(index, first, since, low, TOKENS: tl.constexpr, EVERY: tl.constexpr, BLOCK: tl.constexpr):
+    """The block with this index over the remembered frames: its first token, and what each row sees of it, from and to."""
+    blocks: tl.constexpr = (TOKENS + BLOCK - 1) // BLOCK
+    frame = (first + index // blocks * EVERY) * TOKENS
+    seen = (frame >= since) & (frame < low)
+    return frame + index % blocks * BLOCK, tl.where(seen, frame, 0), tl.where(seen, frame + TOKENS, 0)
 
 
 @triton.jit
@@ -113,6 +132,8 @@ def block_forward_kernel(
     FIRST: tl.constexpr,
     REACH: tl.constexpr,
     SINK: tl.constexpr,
+    MEMORY: tl.constexpr,
+    EVERY: tl.constexpr,
     HEAD: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
@@ -150,6 +171,15 @@ def block_forward_kernel(
         v_tile = load_tile(v_base, start, v_s, v_offset, inside, at < half_tokens * HALVES, True)
         visible = (at[None] >= since[:, None]) & (at[None] < until[:, None])
         acc, top, total = softmax_step(q_tile, k_tile, v_tile, acc, top, total, scale, visible, True, True, PRECISION)
+    if MEMORY > 0:
+        back, first, count = memory_run(sink, low, high, TOKENS, MEMORY, EVERY)
+        for i in range(0, count * ((TOKENS + COLS - 1) // COLS)):
+            start, since, until = memory_block(i, first, back, low, TOKENS, EVERY, COLS)
+            at = start + col
+            k_tile = load_tile(k_base, start, k_s, k_offset, inside, at < half_tokens * HALVES, True)
+            v_tile = load_tile(v_base, start, v_s, v_offset, inside, at < half_tokens * HALVES, True)
+            visible = (at[None] >= since[:, None]) & (at[None] < until[:, None])
+            acc, top, total = softmax_step(q_tile, k_tile, v_tile, acc, top, total, scale, visible, True, True, PRECISION)
     acc = acc / total[:, None]
     at = out + batch * o_b + head * o_n + token[:, None] * o_s + e[None]
     tl.store(at, acc.to(out.dtype.element_ty), live[:, None] & inside[None])

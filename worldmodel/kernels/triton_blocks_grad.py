@@ -11,7 +11,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from worldmodel.kernels.triton_blocks import chunk_of, edge_block, free_block, half_tile, query_runs, run_blocks
+from worldmodel.kernels.triton_blocks import (
+    chunk_of,
+    edge_block,
+    free_block,
+    half_tile,
+    memory_block,
+    memory_run,
+    query_runs,
+    run_blocks,
+)
 from worldmodel.kernels.triton_tiles import load_float, load_tile
 
 
@@ -26,13 +35,15 @@ def key_runs(
     FIRST: tl.constexpr,
     REACH: tl.constexpr,
     SINK: tl.constexpr,
+    MEMORY: tl.constexpr,
+    EVERY: tl.constexpr,
 ):
     """Query tokens that see key tokens `row` of one half: [low, high) in the first half, [far, far_end) in the noisy half."""
     frame = tl.minimum(row // TOKENS, frames - 1)
     start, end = chunk_of(frame, frames, CHUNK, FIRST)
     until = start * 0 + frames
     if REACH >= 0:  # the frame behind the last chunk that still reaches back to this frame
-        horizon = frame + REACH
+        horizon = frame + REACH + tl.where(frame % EVERY == 0, MEMORY * EVERY, 0)
         chunks = FIRST + tl.maximum(horizon - FIRST, 0) // CHUNK * CHUNK
         until = tl.where((frame < SINK) | (horizon >= frames), frames, tl.where(horizon < FIRST, 0, chunks))
     low, high = tl.where(noisy, 0, start), tl.where(noisy, 0, tl.maximum(until, start))
@@ -101,6 +112,8 @@ def block_keys_kernel(
     FIRST: tl.constexpr,
     REACH: tl.constexpr,
     SINK: tl.constexpr,
+    MEMORY: tl.constexpr,
+    EVERY: tl.constexpr,
     HEAD: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
@@ -118,7 +131,7 @@ def block_keys_kernel(
     mine = live[:, None] & inside[None]
     k_tile = tl.load(k + batch * k_b + head * k_n + token[:, None] * k_s + e[None], mine, other=0.0)
     v_tile = tl.load(v + batch * v_b + head * v_n + token[:, None] * v_s + e[None], mine, other=0.0)
-    low, high, far, far_end = key_runs(row, noisy, frames, HALVES, TOKENS, CHUNK, FIRST, REACH, SINK)
+    low, high, far, far_end = key_runs(row, noisy, frames, HALVES, TOKENS, CHUNK, FIRST, REACH, SINK, MEMORY, EVERY)
     begin, ahead, free, tail = run_blocks(low, high, COLS)
     far_begin, far_ahead, far_free, far_tail = run_blocks(far, far_end, COLS)
     q_base, g_base = q + batch * q_b + head * q_n, grad + batch * g_b + head * g_n
@@ -190,6 +203,8 @@ def block_queries_kernel(
     FIRST: tl.constexpr,
     REACH: tl.constexpr,
     SINK: tl.constexpr,
+    MEMORY: tl.constexpr,
+    EVERY: tl.constexpr,
     HEAD: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
@@ -231,5 +246,14 @@ def block_queries_kernel(
         v_tile = load_tile(v_base, start, v_s, v_offset, inside, at < half_tokens * HALVES, True)
         visible = (at[None] >= since[:, None]) & (at[None] < until[:, None])
         dq_tile = query_step(q_tile, g_tile, k_tile, v_tile, dq_tile, log, delta, scale, visible, True, PRECISION)
+    if MEMORY > 0:
+        back, first, count = memory_run(sink, low, high, TOKENS, MEMORY, EVERY)
+        for i in range(0, count * ((TOKENS + COLS - 1) // COLS)):
+            start, since, until = memory_block(i, first, back, low, TOKENS, EVERY, COLS)
+            at = start + col
+            k_tile = load_tile(k_base, start, k_s, k_offset, inside, at < half_tokens * HALVES, True)
+            v_tile = load_tile(v_base, start, v_s, v_offset, inside, at < half_tokens * HALVES, True)
+            visible = (at[None] >= since[:, None]) & (at[None] < until[:, None])
+            dq_tile = query_step(q_tile, g_tile, k_tile, v_tile, dq_tile, log, delta, scale, visible, True, PRECISION)
     at = dq + batch * d_b + head * d_n + token[:, None] * d_s + e[None]
     tl.store(at, (dq_tile * (scale / 1.4426950408889634)).to(dq.dtype.element_ty), mine)

@@ -39,6 +39,8 @@ def _constants(rule: FrameRule, tokens: int, head: int, dtype: torch.dtype) -> d
         "FIRST": rule.first or whole,
         "REACH": rule.window - rule.sink if rule.window else -1,
         "SINK": rule.sink if rule.window else 0,
+        "MEMORY": rule.memory if rule.window else 0,
+        "EVERY": rule.every,
         "HALVES": 2 if rule.doubled else 1,
         "HEAD": head,
         "WIDTH": max(16, triton.next_power_of_2(head)),
@@ -100,8 +102,8 @@ Numbers = list[int]  # a FrameRule and the tokens of a frame, as operators take 
 
 
 def _unpack(numbers: Numbers) -> tuple[FrameRule, int]:
-    frames, chunk, first, window, sink, doubled, tokens = numbers
-    return FrameRule(frames, chunk, first, window, sink, bool(doubled)), tokens
+    frames, chunk, first, window, sink, doubled, memory, every, tokens = numbers
+    return FrameRule(frames, chunk, first, window, sink, bool(doubled), memory, every), tokens
 
 
 @torch.library.custom_op("worldmodel::block_attention", mutates_args=())
@@ -150,5 +152,5 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor, rule: FrameRule, tokens: in
     """
     assert q.shape[2] == rule.frames * tokens * (2 if rule.doubled else 1), "the sequence does not fit the rule"
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
-    numbers = [rule.frames, rule.chunk, rule.first, rule.window, rule.sink, int(rule.doubled), tokens]
+    numbers = [rule.frames, rule.chunk, rule.first, rule.window, rule.sink, int(rule.doubled), rule.memory, rule.every, tokens]
     return _forward(q, k, v, numbers)[0]  # type: ignore[no-any-return]

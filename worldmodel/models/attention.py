@@ -24,6 +24,7 @@ class Layout:
 
     chunk: frames denoised together. window: frames seen, counted back from the end of the own chunk, that chunk included; 0 = all.
     first: size of the first chunk where it differs (0 = `chunk`). sink: of the window, how many are the first frames of the clip.
+    memory: further frames that are seen, the newest before the window with an index divisible by `every` (behind the sink).
     """
 
     kind: str = "bidirectional"
@@ -31,20 +32,22 @@ class Layout:
     window: int = 0
     first: int = 0
     sink: int = 0
+    memory: int = 0
+    every: int = 1
 
     @staticmethod
     def bidirectional() -> Layout:
         return Layout()
 
     @staticmethod
-    def causal(chunk: int = 1, window: int = 0, first: int = 0, sink: int = 0) -> Layout:
+    def causal(chunk: int = 1, window: int = 0, first: int = 0, sink: int = 0, memory: int = 0, every: int = 1) -> Layout:
         """Diffusion forcing: a frame sees its own and earlier chunks, all of them noisy."""
-        return Layout("causal", chunk, window, first, sink)
+        return Layout("causal", chunk, window, first, sink, memory, every)
 
     @staticmethod
-    def teacher_forcing(chunk: int = 1, window: int = 0, sink: int = 0) -> Layout:
+    def teacher_forcing(chunk: int = 1, window: int = 0, sink: int = 0, memory: int = 0, every: int = 1) -> Layout:
         """[clean | noisy]: clean frames are chunk-causal; a noisy chunk sees itself and the clean frames of earlier chunks."""
-        return Layout("teacher_forcing", chunk, window, sink=sink)
+        return Layout("teacher_forcing", chunk, window, 0, sink, memory, every)
 
     def chunk_ends(self, frames: int) -> np.ndarray:
         """For every frame the index just behind its chunk; the last chunk may be cut by the end of the clip."""
@@ -58,9 +61,12 @@ class Layout:
         if self.kind == "bidirectional":
             return np.ones((frames, frames), dtype=bool)
         ends, key = self.chunk_ends(frames)[:, None], np.arange(frames)[None]
-        kept = key < self.sink
-        recent = kept | (key >= ends - (self.window - self.sink)) if self.window else np.ones((frames, frames), dtype=bool)
-        causal = (key < ends) & recent
+        seen = np.ones((frames, frames), dtype=bool)
+        if self.window:
+            low = np.maximum(ends - (self.window - self.sink), 0)
+            remembered = (key % self.every == 0) & (key >= low - self.memory * self.every) & (self.memory > 0)
+            seen = (key < self.sink) | (key >= low) | remembered
+        causal = (key < ends) & seen
         if self.kind == "causal":
             return causal
         own = ends == ends.T
@@ -69,7 +75,8 @@ class Layout:
     def rule(self, frames: int) -> kernels.FrameRule:
         """`frame_mask` as kernels take it."""
         chunk = frames if self.kind == "bidirectional" else self.chunk
-        return kernels.FrameRule(frames, chunk, self.first, self.window, self.sink, self.kind == "teacher_forcing")
+        doubled = self.kind == "teacher_forcing"
+        return kernels.FrameRule(frames, chunk, self.first, self.window, self.sink, doubled, self.memory, self.every)
 
 
 @dataclass(frozen=True, eq=False)

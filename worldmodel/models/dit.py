@@ -118,6 +118,8 @@ class DiT(nn.Module):
         batch: int = 1,
         cameras: bool = False,
         apart: bool = False,
+        memory: int = 0,
+        every: int = 1,
     ) -> KVCache:
         """An empty cache for latents of `latent_hw` = (H, W), on this model's device and in its dtype."""
         weight = self.patch.weight
@@ -129,6 +131,8 @@ class DiT(nn.Module):
             window=window,
             chunk=chunk,
             sink=sink,
+            memory=memory,
+            every=every,
             apart=apart,
             batch=batch,
             device=weight.device,

@@ -1,4 +1,4 @@
-"""Keys and values of past frames: a fixed ring plus sink frames, allocated once.
+"""Keys and values of past frames: a fixed ring, sink frames, and a memory of what lies further back, allocated once.
 
 Shapes: L layers, B batch, N heads (twice the model's with a camera branch), S tokens a frame, E head width.
 """
@@ -30,6 +30,9 @@ class KVCache:
     the finished chunk, moves it into the ring. Keys are stored rotated by their absolute frame index, so order in the ring does not
     matter. All indices live on the host: nothing is allocated and nothing waits for the device in steady state.
 
+    memory: of the frames that leave the ring every `every`-th (those with an index divisible by it) is kept on, the newest `memory`
+    of them. They do not count among the `window` frames.
+
     apart: the sink does not count among the `window` frames, and passes over one chunk see it only as long as it is one of the
     newest; `beside` is for passes over several chunks, which see it always.
 
@@ -47,15 +50,21 @@ class KVCache:
         window: int,
         chunk: int = 1,
         sink: int = 0,
+        memory: int = 0,
+        every: int = 1,
         apart: bool = False,
         batch: int = 1,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         assert window >= chunk + sink, "window must hold the sink frames and one chunk"
+        assert not memory or (window > chunk + sink and not apart), "a memory needs a ring, and a sink within the window"
         self.tokens, self.chunk, self.sink, self.apart = tokens, chunk, sink, apart
-        self.reach = window - chunk  # past frames that a pass over one chunk sees
+        self.memory, self.every = memory, every
+        self.reach = window - chunk + memory  # past frames that a pass over one chunk sees
         self.past = self.reach + (sink if apart else 0)
+        self.ring = self.past - sink - memory
+        self._slots: list[int] = []
         self.position = self.filled = 0  # frames committed so far; those of them that are kept
         length = (self.past + chunk) * tokens
         self.store = torch.zeros(layers, 2, batch, heads, length, head_dim, device=device, dtype=dtype)
@@ -71,7 +80,21 @@ class KVCache:
 
     def _move_to(self, position: int) -> None:
         # `filled` is a plain attribute so that a compiled pass, once the ring is full, depends on nothing that changes
-        self.position, self.filled = position, min(position, self.past)
+        self.position, self.filled = position, self._held(position)
+
+    def _held(self, position: int) -> int:
+        """How many of the first `position` frames are kept."""
+        return min(position, self.sink + self.ring) + min(self._remembered(position - self.ring), self.memory)
+
+    def _remembered(self, frame: int) -> int:
+        """How many frames between the sink and `frame` a memory without end would hold."""
+        return max(-(-frame // self.every) + -self.sink // self.every, 0)
+
+    @property
+    def until_full(self) -> int:
+        """Frames after which every pass has the same shape."""
+        memory = (self.memory - 1 - -self.sink // self.every) * self.every + 1 + self.ring if self.memory else 0
+        return max(self.sink + self.ring, memory)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B,N,chunk*S,E) of the current chunk -> those of all visible frames followed by the chunk."""
@@ -115,10 +138,16 @@ class KVCache:
 
     def slot(self, frame: int) -> int | None:
         """Where the frame with this index lives once committed; None if it is not kept (no ring beside the sink)."""
-        if frame < self.sink:
-            return frame
-        ring = self.past - self.sink
-        return self.sink + (frame - self.sink) % ring if ring else None
+        if frame < self.sink or not self.ring:
+            return frame if frame < self.sink else None
+        if not self.memory:
+            return self.sink + (frame - self.sink) % self.ring
+        for new in range(len(self._slots), frame + 1):  # every frame takes the place of the one that it makes the cache forget
+            gone = new - self.ring
+            if gone % self.every == 0:
+                gone -= self.memory * self.every
+            self._slots.append(self._slots[gone] if gone >= self.sink else self._held(new))
+        return self._slots[frame]
 
     def commit(self, frames: int | None = None) -> None:
         """Keep what the last pass wrote into the scratch as the next frames: `chunk`, or `frames` where that pass was shorter."""
@@ -133,7 +162,7 @@ class KVCache:
     @property
     def mergeable(self) -> bool:
         """Whether the frames of a chunk have places of their own, as `MergedCache` needs it."""
-        return not self.apart and self.past - self.sink >= self.chunk
+        return not self.apart and self.ring >= self.chunk
 
     def rows(self) -> Tensor:
         """Where `commit` puts the tokens of the next chunk, long (chunk*S,) on the CPU; only of a cache that is `mergeable`."""
