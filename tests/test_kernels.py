@@ -234,3 +234,18 @@ def test_gelu_of_a_linear_layer(device: str, dtype: torch.dtype) -> None:
     grad = kernels.linear_gelu(x, weight.requires_grad_(), bias).sum()
     grad.backward()
     assert weight.grad is not None and weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=gpu)])
+@pytest.mark.parametrize("added", [False, True])
+def test_relu_of_a_convolution(device: str, dtype: torch.dtype, added: bool) -> None:
+    torch.manual_seed(0)
+    shapes = (2, 16, 9, 14), (24, 16, 3, 3), (24,), (2, 24, 9, 14)
+    x, weight, bias, plus = (torch.randn(*shape, device=device, dtype=dtype) for shape in shapes)
+    x, weight, more = x.to(memory_format=torch.channels_last), weight / 10, plus if added else None
+    made = kernels.conv_relu(x, weight, bias, more)
+    truth = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), padding=1) + (plus.double() if added else 0)
+    assert made.dtype is dtype and error(made, truth.relu()) <= TOLERANCE[dtype]
+    kernels.conv_relu(x, weight.requires_grad_(), bias, more).sum().backward()
+    assert weight.grad is not None and weight.grad.abs().sum() > 0

@@ -1,4 +1,4 @@
-"""The player that explores "rooms" for recordings: walks with a goal, plays with keys, looks around, goes away and comes back, opens
+"""The player that explores "rooms" for recordings: walks with a goal, plays with keys, looks around, comes back to a view, opens
 doors, stands still.
 
 Everything it does is drawn from one generator, so an episode is a function of its seed. It reads poses and the plan, not pixels.

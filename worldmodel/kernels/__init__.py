@@ -31,6 +31,7 @@ __all__ = [
     "available",
     "block_attention",
     "chosen",
+    "conv_relu",
     "gate_residual",
     "linear_gelu",
     "modulate",
@@ -224,7 +225,29 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     On an NVIDIA GPU, where no gradient is wanted, one product of cuBLAS does all of it, and rounds once where two ops round twice.
     """
-    fused = _wanted() != "reference" and x.is_cuda and torch.version.hip is None and x.dtype in HALF and weight.dtype is x.dtype
-    if not fused or torch.compiler.is_compiling() or _wants_grad(x, weight, bias):
+    if not _library_fuses(x, weight, bias):
         return reference.linear_gelu(x, weight, bias)
     return torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True).unflatten(0, x.shape[:-1])
+
+
+def conv_relu(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None = None) -> Tensor:
+    """ReLU of a convolution, to which `plus` was added. x (B,I,H,W), weight (O,I,k,k) with k odd, bias (O,), plus (B,O,H,W) ->
+    (B,O,H,W).
+
+    On an NVIDIA GPU, where no gradient is wanted, one call of cuDNN does all of it, and rounds once where two or three ops round
+    each.
+    """
+    if not _library_fuses(x, weight, bias, plus):
+        return reference.conv_relu(x, weight, bias, plus)
+    ones, around = (1, 1), (weight.shape[2] // 2, weight.shape[3] // 2)
+    if plus is None:
+        return torch.cudnn_convolution_relu(x, weight, bias, ones, around, ones, 1)  # type: ignore[no-any-return]
+    return torch.cudnn_convolution_add_relu(x, weight, plus, 1.0, bias, ones, around, ones, 1)  # type: ignore[no-any-return]
+
+
+def _library_fuses(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
+    """Whether a library of NVIDIA's does a product and what follows it in one call."""
+    if _wanted() == "reference" or torch.compiler.is_compiling() or torch.version.hip is not None or not x.is_cuda:
+        return False
+    given = (x, weight, *(t for t in others if t is not None))
+    return x.dtype in HALF and weight.dtype is x.dtype and not _wants_grad(*given)

@@ -77,3 +77,9 @@ def qk_norm_rope(
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """See `worldmodel.kernels.linear_gelu`."""
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")
+
+
+def conv_relu(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None = None) -> Tensor:
+    """See `worldmodel.kernels.conv_relu`."""
+    y = F.conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
+    return F.relu(y if plus is None else y + plus, inplace=True)

@@ -47,10 +47,15 @@ class CausalConv(MemoryLayer):
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         """(B,I,H,W) -> (B,O,H,W)."""
+        window, weight = self.meet(x, memory)
+        return F.conv2d(window, weight, self.bias, padding=self.padding)
+
+    def meet(self, x: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """The frames that are seen with `x`, the newest one, side by side, and the part of the weight that they meet."""
         frames = (*memory.get(self, ()), x)
         memory[self] = frames[-(self.taps - 1) :]
         window = torch.cat(frames, dim=1)
-        return F.conv2d(window, self.weight[:, -window.shape[1] :], self.bias, padding=self.padding)
+        return window, self.weight[:, -window.shape[1] :]
 
 
 class StreamNet(nn.Module):
