@@ -112,6 +112,8 @@ def test_config_mistakes_are_named(tiny_world):
         ({"fps": "fast"}, "fps must be float"),
         ({"height": 30}, "multiples of 16"),
         ({"sampler": good["sampler"] | {"window": 1}}, "sampler.window 1 must hold"),
+        ({"sampler": good["sampler"] | {"memory": -1}}, "sampler.memory lies in 0 to"),
+        ({"sampler": good["sampler"] | {"memory": 2, "memory_every": 0}}, "sampler.memory_every lies in 1 to"),
         ({"model": good["model"] | {"action_dim": 5}}, "action_dim is 5"),
         ({"model": good["model"] | {"heads": 3}}, "not a multiple"),
     ):

@@ -219,6 +219,8 @@ def test_its_passes_can_be_captured(monkeypatch) -> None:
 def test_what_does_not_go_together_is_one_sentence() -> None:
     with pytest.raises(ConfigError, match="window 7 must hold sink and 3 chunks: at least 8"):
         SamplerConfig(kind="consistency", **rolling(window=7))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"sampler\.memory does not go with sampler\.rolling"):
+        SamplerConfig(kind="consistency", **rolling(memory=2))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"rolling goes with sampler\.kind consistency"):
         SamplerConfig(kind="euler", **rolling())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="dreams ahead of what a player does: it goes with video worlds without a camera"):
