@@ -98,6 +98,8 @@ def test_wrong_values_are_explained(words: list[str], expected: str) -> None:
         ("dmd", ["stage.rest=1", "stage.source=noised"], "rest is a setting of rollouts, and stage.source=noised"),
         ("dmd", ["stage.score=0"], "stage.score=0 leaves nothing to learn from"),
         ("anyflow", ["stage.score=0", "stage.rest=1"], "stage.score=0 leaves nothing to learn from"),
+        ("dmd", ["stage.rest_draws=3"], "rest_draws chooses clips for stage.rest, which is 0"),
+        ("ar_diffusion", ["model.sampler.memory=2", "stage.clip_frames=12"], "clips of 12 frames lie within 12"),
         ("dmd", ["stage.rest=-1"], "stage.rest must be a number from 0 up, got -1"),
         ("dmd", ["stage.student_steps=[1,1001]"], r"step counts from 1 to 1000, got \[1, 1001\] and 0"),
         ("dmd", ["stage.first_steps=1001", "stage.context_frames=0"], "step counts from 1 to 1000"),

@@ -96,6 +96,12 @@ def _validate_sampler(stage: ArDiffusionStage, sampler: SamplerOptions) -> None:
         raise ConfigError(
             f"model.sampler.kind=flow_map is for flow maps, which stage=anyflow trains, and {stage.kind} trains none: choose adams"
         )
+    longest = max(stage.clip_frames, getattr(stage, "rollout_frames", 0))
+    if sampler.memory and longest <= sampler.window:
+        raise ConfigError(
+            f"model.sampler.memory is of frames before the window, and clips of {longest} frames lie within {sampler.window}: "
+            "set stage.clip_frames to about model.sampler.window + memory x memory_every, or model.sampler.memory=0"
+        )
 
 
 def _validate_own_rounds(stage: ArDiffusionStage) -> None:
@@ -134,6 +140,10 @@ def _validate_rollouts(stage: DmdStage, chunk: int) -> None:
     if not stage.score and (stage.kind != "dmd" or not (stage.anchor or stage.rest)):
         raise ConfigError(
             "stage.score=0 leaves nothing to learn from: set stage.rest or stage.anchor of stage=dmd, or a score above 0"
+        )
+    if stage.rest_draws > 1 and not stage.rest:
+        raise ConfigError(
+            "stage.rest_draws chooses clips for stage.rest, which is 0: set stage.rest, or leave stage.rest_draws out"
         )
     if stage.score_min >= stage.score_max:
         raise ConfigError(f"stage.score_min must be below stage.score_max, got {stage.score_min} and {stage.score_max}")
