@@ -42,11 +42,11 @@ def ring(tokens: int, count: int, head: int, window: int) -> None:
     ring_attention(heads(tokens, count, head), store[0], store[1])
 
 
-def blocks(frames: int, tokens: int, count: int, head: int, window: int, batch: int) -> None:
+def blocks(frames: int, tokens: int, count: int, head: int, window: int, batch: int, memory: int = 0, every: int = 1) -> None:
     from worldmodel.kernels.block_attention import FrameRule
     from worldmodel.kernels.triton_blocks_op import block_backward, block_forward
 
-    rule = FrameRule(frames, 1, window=window, doubled=True)
+    rule = FrameRule(frames, 1, window=window, doubled=True, memory=memory, every=every)
     q, k, v = (heads(2 * frames * tokens, count, head, batch) for _ in range(3))
     out, logs = block_forward(q, k, v, rule, tokens)
     block_backward(torch.empty_like(out), q, k, v, out, logs, rule, tokens)
@@ -75,6 +75,7 @@ CASES: dict[str, Callable[[], None]] = {
     "rooms play": lambda: ring(40, 5, 64, 12),
     "wan play": lambda: ring(1560, 12, 128, 12),
     "rooms train": lambda: blocks(24, 40, 5, 64, 12, 64),
+    "rooms train, memory": lambda: blocks(96, 40, 5, 64, 12, 32, 12, 8),
     "wan train": lambda: blocks(21, 1560, 12, 128, 0, 1),
     "rooms qk": lambda: qk(40, 5, 64),
     "wan qk": lambda: qk(1560, 12, 128),

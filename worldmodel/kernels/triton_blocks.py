@@ -53,12 +53,12 @@ def memory_run(sink, low, high, TOKENS: tl.constexpr, MEMORY: tl.constexpr, EVER
 
 
 @triton.jit
-def memory_block(index, first, since, low, TOKENS: tl.constexpr, EVERY: tl.constexpr, BLOCK: tl.constexpr):
-    """The block with this index over the remembered frames: its first token, and what each row sees of it, from and to."""
+def memory_block(index, first, since, low, col, TOKENS: tl.constexpr, EVERY: tl.constexpr, BLOCK: tl.constexpr):
+    """The block with this index over the remembered frames: its first token, and which of its columns each row sees."""
     blocks: tl.constexpr = (TOKENS + BLOCK - 1) // BLOCK
-    frame = (first + index // blocks * EVERY) * TOKENS
+    frame, inner = (first + index // blocks * EVERY) * TOKENS, index % blocks * BLOCK
     seen = (frame >= since) & (frame < low)
-    return frame + index % blocks * BLOCK, tl.where(seen, frame, 0), tl.where(seen, frame + TOKENS, 0)
+    return frame + inner, seen[:, None] & (inner + col < TOKENS)[None]
 
 
 @triton.jit
@@ -174,11 +174,9 @@ def block_forward_kernel(
     if MEMORY > 0:
         back, first, count = memory_run(sink, low, high, TOKENS, MEMORY, EVERY)
         for i in range(0, count * ((TOKENS + COLS - 1) // COLS)):
-            start, since, until = memory_block(i, first, back, low, TOKENS, EVERY, COLS)
-            at = start + col
-            k_tile = load_tile(k_base, start, k_s, k_offset, inside, at < half_tokens * HALVES, True)
-            v_tile = load_tile(v_base, start, v_s, v_offset, inside, at < half_tokens * HALVES, True)
-            visible = (at[None] >= since[:, None]) & (at[None] < until[:, None])
+            start, visible = memory_block(i, first, back, low, col, TOKENS, EVERY, COLS)
+            k_tile = load_tile(k_base, start, k_s, k_offset, inside, start + col < half_tokens * HALVES, True)
+            v_tile = load_tile(v_base, start, v_s, v_offset, inside, start + col < half_tokens * HALVES, True)
             acc, top, total = softmax_step(q_tile, k_tile, v_tile, acc, top, total, scale, visible, True, True, PRECISION)
     acc = acc / total[:, None]
     at = out + batch * o_b + head * o_n + token[:, None] * o_s + e[None]

@@ -249,11 +249,9 @@ def block_queries_kernel(
     if MEMORY > 0:
         back, first, count = memory_run(sink, low, high, TOKENS, MEMORY, EVERY)
         for i in range(0, count * ((TOKENS + COLS - 1) // COLS)):
-            start, since, until = memory_block(i, first, back, low, TOKENS, EVERY, COLS)
-            at = start + col
-            k_tile = load_tile(k_base, start, k_s, k_offset, inside, at < half_tokens * HALVES, True)
-            v_tile = load_tile(v_base, start, v_s, v_offset, inside, at < half_tokens * HALVES, True)
-            visible = (at[None] >= since[:, None]) & (at[None] < until[:, None])
+            start, visible = memory_block(i, first, back, low, col, TOKENS, EVERY, COLS)
+            k_tile = load_tile(k_base, start, k_s, k_offset, inside, start + col < half_tokens * HALVES, True)
+            v_tile = load_tile(v_base, start, v_s, v_offset, inside, start + col < half_tokens * HALVES, True)
             dq_tile = query_step(q_tile, g_tile, k_tile, v_tile, dq_tile, log, delta, scale, visible, True, PRECISION)
     at = dq + batch * d_b + head * d_n + token[:, None] * d_s + e[None]
     tl.store(at, (dq_tile * (scale / 1.4426950408889634)).to(dq.dtype.element_ty), mine)
