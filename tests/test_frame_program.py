@@ -151,7 +151,7 @@ def test_throughput_mode_knows_actions(tmp_path, chunk):
     assert merged._pending is None
 
 
-@pytest.mark.parametrize("case", [{}, {"sink": 1}, {"chunk": 3, "frames": 3}, {"memory": 2, "memory_every": 3}], ids=str)
+@pytest.mark.parametrize("case", [{}, {"sink": 1}, {"chunk": 3, "frames": 3}, {"memory": 2, "memory_every": 2}], ids=str)
 def test_throughput_mode_dreams_the_same_with_the_passes_that_are_compiled(tmp_path, case):
     """What is compiled is run as it is here: with a cache that is full from the start, and with one that fills while it plays."""
     apart, merged = (chunky(tmp_path / name, **({"chunk": 1} | case)) for name in ("apart", "merged"))
@@ -165,7 +165,7 @@ def test_throughput_mode_dreams_the_same_with_the_passes_that_are_compiled(tmp_p
     apart._settle()
     past = slice(0, apart.cache.past * apart.cache.tokens)
     torch.testing.assert_close(merged.cache.store[..., past, :], apart.cache.store[..., past, :], atol=1e-4, rtol=1e-4)
-    assert len(calls) >= 11 and set(calls) == {8}  # all but the first frames, whose cache is not full or who have none before them
+    assert len(calls) >= 12 and set(calls) == {8}  # all but the first frames, whose cache is not full or who have none before them
 
 
 def test_a_compiled_engine_that_was_built_without_merging_commits_apart(tmp_path):

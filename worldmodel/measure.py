@@ -190,11 +190,11 @@ def _measure(engines: Engines, engine: str, steps: int) -> dict[str, Any]:
     first = _fill(session, engine, progress)
     progress.say(f"{engine}: timing {steps} actions")
     pairs = _turn(engines, engine, steps)  # in one go: the first actions behind a change of engines are slower
-    mine, beside = list[tuple[float, float]](), list[tuple[float, float]]()
+    mine, beside, few = list[tuple[float, float]](), list[tuple[float, float]](), -(-steps // (TURNS * SHARE))
     for _ in range(min(TURNS, steps) if engine != "eager" else 0):
         progress.still(f"{engine}: in turns with the eager engine")
-        mine += _turn(engines, engine, -(-steps // (TURNS * SHARE)))
-        beside += _turn(engines, "eager", -(-steps // (TURNS * SHARE)))
+        mine += _turn(engines, engine, few)
+        beside += _turn(engines, "eager", few)
     shown, whole = ([pair[i] * 1e3 for pair in pairs] for i in (0, 1))
     return {
         "frames_per_second": session.frames_per_action * steps / sum(whole) * 1e3,

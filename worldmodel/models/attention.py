@@ -63,8 +63,8 @@ class Layout:
         ends, key = self.chunk_ends(frames)[:, None], np.arange(frames)[None]
         seen = np.ones((frames, frames), dtype=bool)
         if self.window:
-            low = np.maximum(ends - (self.window - self.sink), 0)
-            remembered = (key % self.every == 0) & (key >= low - self.memory * self.every) & (self.memory > 0)
+            low = ends - (self.window - self.sink)
+            remembered = (key % self.every == 0) & (key >= low - self.memory * self.every)
             seen = (key < self.sink) | (key >= low) | remembered
         causal = (key < ends) & seen
         if self.kind == "causal":
