@@ -12,6 +12,7 @@ from torch import Tensor
 
 from train.objectives import distribution_gradient, distribution_matching, flow_matching
 from train.rollout import rollout_cache, self_rollout
+from worldmodel.config import SamplerConfig
 from worldmodel.diffusion import guide, shift_sigma
 from worldmodel.models.attention import Layout
 from worldmodel.models.dit import DiT
@@ -51,8 +52,9 @@ def rollout(rec: Recorded, model: DiT, carried: bool) -> Tensor:
         first = first[: int(next(rec.draws)) + 1]
     steps = steps[: int(next(rec.draws)[0]) + 1]
     text, frames = model.text_states(case.tensors["context"]), noise.shape[1]
+    kept = SamplerConfig(window=frames, chunk=chunk).kept
     cache = rollout_cache(
-        model.cfg, (4, 4), len(noise), frames, chunk, 0, torch.device("cpu"), torch.float32, carried, cameras=rec.camera
+        model.cfg, (4, 4), len(noise), kept, torch.device("cpu"), torch.float32, carried=carried, cameras=rec.camera
     )
 
     def denoise(noisy: Tensor, sigma: float, end: float, block: slice) -> Tensor:
