@@ -47,7 +47,7 @@ class Passes:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What a chunk is dreamed under: encoded actions (1,T,A), text states, view matrices (1,T,4,4) with intrinsics (1,T,3,3).
+    """What a chunk is dreamed under: encoded actions (1,T,A), float32; text states; view matrices (1,T,4,4), intrinsics (1,T,3,3).
 
     Actions and matrices may lie in the host's memory, the text states lie on the device.
     """
@@ -217,7 +217,7 @@ class FrameProgram:
         clean, frames = self._put("finished", finished[0]), finished[0].shape[1]
         both, actions = self._fill((1, 2 * frames, *clean.shape[2:]), given.behind(finished[1]), "both ")
         merged = MergedCache(self._cache, self._put("rows", self._cache.rows()))
-        cos, sin = (table.chunk(2)[1] for table in (both.cos, both.sin))
+        cos, sin = (table.chunk(2, dim=-2)[1] for table in (both.cos, both.sin))
         cameras = None if both.cameras is None else (both.cameras[0][:, frames:], both.cameras[1][:, frames:])
         own, own_actions = AttentionContext(cos, sin, cameras), None if actions is None else actions[:, frames:]
 
@@ -251,7 +251,9 @@ class FrameProgram:
     def _fill(self, shape: Sequence[int], given: Given, prefix: str) -> tuple[AttentionContext, Tensor | None]:
         """Copy what passes over latents of `shape` depend on, the latents left out, into buffers -> these."""
         cpu = torch.device("cpu")
-        made = self._model.context(tuple(shape), cpu, Layout.bidirectional(), cameras=given.cameras, cache=self._cache)
+        made = self._model.context(
+            tuple(shape), cpu, Layout.bidirectional(), cameras=given.cameras, cache=self._cache, actions=given.actions
+        )
         cos, sin = self._put(f"{prefix}cos", made.cos), self._put(f"{prefix}sin", made.sin)
         cameras = None
         if made.cameras is not None:
