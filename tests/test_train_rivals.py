@@ -129,6 +129,22 @@ def test_the_anchor_adds_the_distance_to_real_clips(home: Path) -> None:
     assert once > plain and thrice - plain == pytest.approx(3 * (once - plain), rel=1e-4)
 
 
+def test_a_rollout_follows_the_recording(home: Path) -> None:
+    stage = _dmd(home, "stage.follow=1", "stage.rollout_frames=10", "stage.student_steps=[2]")
+    draws = stage.context.draws(1, 0)
+    batch = stage.clips.draw(draws)
+    dream = stage.dream(batch, draws)
+    length, frames = dream.latent.shape[1], stage.options.clip_frames
+    errors = (dream.latent - batch.latent[:, :length]).square().mean(dim=(2, 3, 4))[:, -frames:]
+    made = dream.mask[:, -frames:]
+    lost = (0.5 * (1 - (-errors / 0.5).exp()))[made].mean()
+    assert torch.allclose(stage.generator_loss(batch, draws)[1]["follow"], lost, rtol=1e-4)
+    alone = _dmd(home, "stage.score=0", "stage.follow=2", "teacher=''", "stage.student_steps=[2]")
+    loss, _ = alone.generator_loss(batch, draws)
+    loss.backward()
+    assert sum(p.grad.abs().sum() for p in alone.model.parameters() if p.grad is not None) > 0
+
+
 def test_a_rollout_rests_where_the_recording_does(home: Path) -> None:
     stage = _dmd(home, "stage.rest=1", "stage.student_steps=[2]")
     draws = stage.context.draws(0, 0)

@@ -96,6 +96,8 @@ def test_wrong_values_are_explained(words: list[str], expected: str) -> None:
         ("dmd", ["stage.first_steps=4", "stage.source=forced"], "first_steps is a setting of rollouts, and stage.source=forced"),
         ("causvid", ["stage.cache_gradient=carried"], "cache_gradient is a setting of rollouts, and stage.source=noised"),
         ("dmd", ["stage.rest=1", "stage.source=noised"], "rest is a setting of rollouts, and stage.source=noised"),
+        ("causvid", ["stage.follow=1"], "follow is a setting of rollouts, and stage.source=noised"),
+        ("dmd", ["stage.follow=-1"], "stage.follow must be a number from 0 up, got -1"),
         ("dmd", ["stage.score=0"], "stage.score=0 leaves nothing to learn from"),
         ("anyflow", ["stage.score=0", "stage.rest=1"], "stage.score=0 leaves nothing to learn from"),
         ("dmd", ["stage.rest_draws=3"], "rest_draws chooses clips for stage.rest, which is 0"),

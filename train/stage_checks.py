@@ -74,7 +74,7 @@ def _validate_ranges(stage: ArDiffusionStage) -> None:
             ends = "[0, 1)" if name == "target_decay" else "[0, 1]"
             raise ConfigError(f"stage.{name} lies in {ends}, got {getattr(stage, name)}")
     factors = ("guidance", "trajectory_guidance", "critic_lr", "pretrain_lr", "fake_weight", "mix_weight", "boundary_weight")
-    names = (*factors, "score", "anchor", "rest", "pretrain_steps", "own_rounds", "first_steps")
+    names = (*factors, "score", "anchor", "follow", "rest", "pretrain_steps", "own_rounds", "first_steps")
     not_negative({f"stage.{n}": getattr(stage, n) for n in names if hasattr(stage, n)})
     at_least_one({f"stage.{n}": getattr(stage, n) for n in ("pairs", "critic_updates", "rest_draws") if hasattr(stage, n)})
     if getattr(stage, "list_steps", 1) > getattr(stage, "levels", 1) or getattr(stage, "levels", 1) % getattr(
@@ -137,9 +137,9 @@ def _validate_rollouts(stage: DmdStage, chunk: int) -> None:
             "0 <= stage.context_frames < stage.clip_frames <= stage.rollout_frames must hold, got "
             f"{stage.context_frames}, {stage.clip_frames}, {stage.rollout_frames}"
         )
-    if not stage.score and (stage.kind != "dmd" or not (stage.anchor or stage.rest)):
+    if not stage.score and (stage.kind != "dmd" or not (stage.anchor or stage.follow or stage.rest)):
         raise ConfigError(
-            "stage.score=0 leaves nothing to learn from: set stage.rest or stage.anchor of stage=dmd, or a score above 0"
+            "stage.score=0 leaves nothing to learn from: set stage.rest, .follow or .anchor of stage=dmd, or a score above 0"
         )
     if stage.rest_draws > 1 and not stage.rest:
         raise ConfigError(
@@ -149,7 +149,8 @@ def _validate_rollouts(stage: DmdStage, chunk: int) -> None:
         raise ConfigError(f"stage.score_min must be below stage.score_max, got {stage.score_min} and {stage.score_max}")
     if stage.source is not Source.rollout:
         carried = stage.cache_gradient is CacheGradient.carried
-        for name, wanted in (("first_steps", stage.first_steps), ("cache_gradient", carried), ("rest", stage.rest)):
+        rollouts = {"first_steps": stage.first_steps, "cache_gradient": carried, "follow": stage.follow, "rest": stage.rest}
+        for name, wanted in rollouts.items():
             if wanted:
                 raise ConfigError(
                     f"stage.{name} is a setting of rollouts, and stage.source={stage.source.name} makes none: leave it out, "

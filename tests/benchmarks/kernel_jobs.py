@@ -107,7 +107,7 @@ def blocks(shape: str, batch: int, frames: int, count: int, head: int, tokens: i
         forms: dict[str, Callable[[], Tensor]] = {
             "triton": lambda: block_attention(q, k, v, layout.rule(frames), tokens),
             "flex": _flex(q, k, v, table, tokens),
-            "sdpa by frames": lambda: attend_by_groups(q, k, v, plan.groups),
+            "sdpa by frames": lambda: attend_by_groups(q, k, v, plan),
         }
         if length < 10_000:  # the mask of all pairs
             forms["sdpa masked"] = lambda: reference.masked_attention(q, k, v, table, tokens)

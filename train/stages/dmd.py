@@ -6,8 +6,9 @@ first moves the student along the difference of the two scores. The past that a 
 in the game; longer rollouts than the teacher's clips are scored on their last `clip_frames`. Of videos the first latent of a clip
 is a single picture: there the first of those frames is made anew, its last picture as a clip's first latent, and is not trained.
 
-Two regressions that are not in the paper can be added, or with ``stage.score=0`` be all there is, without teacher and critic:
-``anchor`` keeps the student near real clips, ``rest`` makes rollouts stand still where the recorded world does.
+Three regressions that are not in the paper can be added, or with ``stage.score=0`` be all there is, without teacher and critic:
+``anchor`` keeps the student near real clips, ``follow`` keeps its rollouts near the recording under the same actions, ``rest``
+makes them stand still where the recorded world does.
 
 The gradient of a dreamed frame stays in its own exit step unless ``stage.cache_gradient=carried`` (see train.rollout).
 With ``stage.source`` the scored frames are not rollouts but predictions from noised data: CausVid's and "causal DMD".
@@ -23,7 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from train.data import ClipBatch, Clips, Draws
-from train.objectives import distribution_gradient, distribution_matching, endpoint_regression, flow_matching, rest_targets
+from train.objectives import (
+    distribution_gradient,
+    distribution_matching,
+    endpoint_regression,
+    flow_matching,
+    following,
+    rest_targets,
+)
 from train.options import CacheGradient, Source
 from train.rollout import self_rollout
 from train.stage_options import DmdStage
@@ -52,8 +60,10 @@ class DistributionMatching(Distillation):
         if self.options.score and not context.config.teacher:
             raise ConfigError("this stage needs a bidirectional network that judges rollouts: pass teacher=runs/teacher")
         self._check_longer()
-        if self.options.rest and isinstance(self.data, VideoLatents):
-            raise ConfigError("stage.rest is for worlds in which nothing moves by itself, and videos do: set stage.rest=0")
+        if (self.options.rest or self.options.follow) and isinstance(self.data, VideoLatents):
+            raise ConfigError(
+                "stage.rest and stage.follow are for worlds that actions decide, and videos move by themselves: leave them 0"
+            )
         if self.options.score:
             plain = replace(self.model_config, flow_map=False)
             self.teacher = self.network(context.config.teacher, "teacher", plain).requires_grad_(False)
@@ -217,7 +227,7 @@ class DistributionMatching(Distillation):
     def generator_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         options, metrics = self.options, dict[str, Tensor]()
         loss = batch.latent.new_zeros(())
-        if options.score or options.rest:
+        if options.score or options.follow or options.rest:
             dreamed, chosen = self._restful(batch, draws)
             dream = self.dream(dreamed, draws)
         if options.score:
@@ -225,6 +235,9 @@ class DistributionMatching(Distillation):
             loss = options.score * self._match_loss(self._scored(lively), draws)
         if options.anchor:
             loss = loss + options.anchor * self._anchor_loss(batch, draws)
+        if options.follow:
+            metrics["follow"] = self._follow_loss(dream, dreamed)
+            loss = loss + options.follow * metrics["follow"]
         if options.rest:
             metrics["rest"] = self._rest_loss(dream, dreamed)
             loss = loss + options.rest * metrics["rest"]
@@ -262,6 +275,11 @@ class DistributionMatching(Distillation):
         clip = batch.cut(0, length)
         rests = self._rests(clip, clip)[1] & clip.mask
         return rests[:, -self.options.clip_frames :].sum(dim=1)
+
+    def _follow_loss(self, dream: ClipBatch, real: ClipBatch) -> Tensor:
+        """How far the frames of a rollout that carry gradients are from the recorded ones."""
+        real, frames = real.cut(0, dream.latent.shape[1]), self.options.clip_frames
+        return following(dream.latent[:, -frames:], real.latent[:, -frames:], dream.mask[:, -frames:])
 
     def _rest_loss(self, dream: ClipBatch, real: ClipBatch) -> Tensor:
         """How far resting frames of a rollout are from what they were when the rest began, where they carry gradients."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from worldmodel.kernels import reference
 
-Group = tuple[slice, tuple[slice, ...]]
+Group = tuple[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class FrameRule:
 class BlockPlan:
     """Who sees whom, prepared for one device. Made by `plan_blocks`, used by `block_attention`.
 
-    groups: query frames (as token slices) with the token slices of the keys they see. dense: every query sees every key. rule: the
+    groups: how many query frames in a row see the same frames, and which. dense: every query sees every key. rule: the
     same as a rule, where it is one.
     """
 
@@ -57,15 +57,9 @@ class BlockPlan:
     flex: Any = field(default=None)
 
 
-def _runs(row: np.ndarray, tokens: int) -> tuple[slice, ...]:
-    """Token slices of the contiguous True runs of one row of the frame mask."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], row.astype(np.int8), [0]))))
-    return tuple(slice(int(a) * tokens, int(b) * tokens) for a, b in zip(edges[0::2], edges[1::2], strict=True))
-
-
-def _groups(mask: np.ndarray, tokens: int) -> tuple[Group, ...]:
+def _groups(mask: np.ndarray) -> tuple[Group, ...]:
     starts = [0] + [i for i in range(1, len(mask)) if not np.array_equal(mask[i], mask[i - 1])] + [len(mask)]
-    return tuple((slice(a * tokens, b * tokens), _runs(mask[a], tokens)) for a, b in pairwise(starts))
+    return tuple((b - a, tuple(np.flatnonzero(mask[a]).tolist())) for a, b in pairwise(starts))
 
 
 @lru_cache(maxsize=32)
@@ -82,7 +76,7 @@ def _plan(
             return table[query // tokens, key // tokens]
 
         block_mask = create_block_mask(visible, None, None, shape[0] * tokens, shape[1] * tokens, device=str(device))
-    return BlockPlan(tokens, bool(mask.all()), _groups(mask, tokens), table, rule, block_mask)
+    return BlockPlan(tokens, bool(mask.all()), _groups(mask), table, rule, block_mask)
 
 
 def make_plan(frame_mask: np.ndarray, tokens: int, device: torch.device, rule: FrameRule | None, flex: bool) -> BlockPlan:
@@ -102,14 +96,15 @@ def attend_by_plan(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Tensor:
         return flex_attention(q, k, v, block_mask=plan.flex)
     if q.is_cuda:
         return reference.masked_attention(q, k, v, plan.table, plan.tokens)
-    return attend_by_groups(q, k, v, plan.groups)
+    return attend_by_groups(q, k, v, plan)
 
 
-def attend_by_groups(q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...]) -> Tensor:
+def attend_by_groups(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Tensor:
     """One dense call for all query frames that see the same frames."""
+    # split, not sliced: the gradient of a slice is as large as the whole, and there are as many slices as groups
+    keys, values = k.split(plan.tokens, dim=2), v.split(plan.tokens, dim=2)
     parts = []
-    for queries, keys in groups:
-        k_seen = k[:, :, keys[0]] if len(keys) == 1 else torch.cat([k[:, :, s] for s in keys], dim=2)
-        v_seen = v[:, :, keys[0]] if len(keys) == 1 else torch.cat([v[:, :, s] for s in keys], dim=2)
-        parts.append(reference.attention(q[:, :, queries], k_seen, v_seen))
+    for part, (_, seen) in zip(q.split([count * plan.tokens for count, _ in plan.groups], dim=2), plan.groups, strict=True):
+        k_seen, v_seen = (torch.cat([frames[i] for i in seen], dim=2) for frames in (keys, values))
+        parts.append(reference.attention(part, k_seen, v_seen))
     return torch.cat(parts, dim=2)
