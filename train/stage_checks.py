@@ -76,7 +76,8 @@ def _validate_ranges(stage: ArDiffusionStage) -> None:
     factors = ("guidance", "trajectory_guidance", "critic_lr", "pretrain_lr", "fake_weight", "mix_weight", "boundary_weight")
     names = (*factors, "score", "anchor", "follow", "rest", "pretrain_steps", "own_rounds", "first_steps")
     not_negative({f"stage.{n}": getattr(stage, n) for n in names if hasattr(stage, n)})
-    at_least_one({f"stage.{n}": getattr(stage, n) for n in ("pairs", "critic_updates", "rest_draws") if hasattr(stage, n)})
+    counts = ("pairs", "critic_updates", "rest_draws", "context_noise_span")
+    at_least_one({f"stage.{n}": getattr(stage, n) for n in counts if hasattr(stage, n)})
     if getattr(stage, "list_steps", 1) > getattr(stage, "levels", 1) or getattr(stage, "levels", 1) % getattr(
         stage, "list_steps", 1
     ):

@@ -76,6 +76,8 @@ class TeacherStage(FlowStage):
 class ArDiffusionStage(FlowStage):
     """Teacher forcing (method.md 1.2). Context frames are noised in a share of the clips, and the network is told the level.
 
+    context_noise_span: so many of them in a row have the same level (behind a span of noise nothing of what is seen is known but
+    what led there: a network that has to go on from it learns the world, where one that sees the frame before learns to move it).
     own_rounds: the context is made by the network itself 0 to own_rounds times over, evenly drawn per micro-batch (0 = never).
     forcing: diffusion = no clean half; a frame sees earlier noisy frames, each chunk with its own level.
     """
@@ -84,6 +86,7 @@ class ArDiffusionStage(FlowStage):
     forcing: Forcing = Forcing.teacher
     context_noise_prob: float = 0.5
     context_noise_max: float = 0.4
+    context_noise_span: int = 1
     own_rounds: int = 0
 
 

@@ -54,7 +54,8 @@ class ArDiffusion(FlowMatching):
             return {}  # the context is the noisy clip itself
         frames = batch.latent.shape[1]
         noised = draws.uniform("context_choice", 1) < options.context_noise_prob
-        sigma = torch.where(noised, draws.uniform("context_sigma", frames) * options.context_noise_max, 0.0)
+        level = draws.uniform("context_sigma", -(-frames // options.context_noise_span)) * options.context_noise_max
+        sigma = torch.where(noised, level.repeat_interleave(options.context_noise_span, dim=1)[:, :frames], 0.0)
         noise = draws.normal("context_noise", *batch.latent.shape[1:])
         return {"clean": add_noise(self._own_context(batch, draws), noise, sigma), "clean_sigma": sigma}
 
