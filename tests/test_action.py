@@ -7,8 +7,8 @@ import pytest
 
 from tests.conftest import tiny_spec
 from worldmodel.action import Action, ActionSpec, Axis, Button
-from worldmodel.config import from_dict, to_dict
 from worldmodel.errors import ConfigError
+from worldmodel.plain import from_dict, to_dict
 
 SPEC = tiny_spec()
 

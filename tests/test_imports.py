@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BOTTOM = {
     "worldmodel.config",
+    "worldmodel.plain",
     "worldmodel.action",
     "worldmodel.world",
     "worldmodel.errors",

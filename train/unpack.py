@@ -24,9 +24,9 @@ import numpy as np
 
 from train.made_once import Report, make_once, new_array
 from worldmodel.action import ActionSpec
-from worldmodel.config import from_dict, to_dict
 from worldmodel.data import episode as episodes
 from worldmodel.errors import ConfigError, DataError
+from worldmodel.plain import from_dict, to_dict
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from train.student import Student
 from train.video_codec import VideoCodec
 from train.videos import VideoLatents
 from train.weights import load_network
-from worldmodel.config import EXPORT, DiTConfig, SamplerConfig, from_dict
+from worldmodel.config import EXPORT, DiTConfig, SamplerConfig
 from worldmodel.errors import ConfigError
 from worldmodel.models.dit import DiT
+from worldmodel.plain import from_dict
 from worldmodel.video_world import load_video
 
 MODEL = "model.json"

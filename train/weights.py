@@ -23,9 +23,10 @@ from train import sources
 from train import state as states
 from train.config import RunConfig
 from train.data import file_digest
-from worldmodel.config import CodecConfig, DiTConfig, SamplerConfig, WorldConfig, from_dict, to_dict
+from worldmodel.config import CodecConfig, DiTConfig, SamplerConfig, WorldConfig
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.models.codec import FrameCodec
+from worldmodel.plain import from_dict, to_dict
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
-import math
 import re
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict
 
 from worldmodel.action import ActionSpec
 from worldmodel.errors import ConfigError
+from worldmodel.plain import from_dict, require, to_dict
 
 SCHEMA_VERSION = 1
 WORLDS = Path(__file__).resolve().parents[1] / "assets" / "worlds"
@@ -31,8 +28,6 @@ MOST_STEPS = 1000  # noise levels that a schedule tells apart
 _MOST = {"dim": 2**15, "layers": 256, "heads": 1024, "ffn_dim": 2**17, "in_channels": 4096, "out_channels": 4096}
 _MOST |= {"patch": 64, "freq_dim": 2**15, "text_dim": 2**17, "text_len": 2**16, "action_dim": 4096}
 _MOST_SIDE, _MOST_WINDOW, _MOST_WIDTH, _MOST_BLOCKS = 8192, 1024, 8192, 64
-
-T = TypeVar("T")
 
 
 def bundled_worlds() -> list[str]:
@@ -59,11 +54,6 @@ def find_world(world: str | Path) -> Path:
         f"no world called {str(world)!r}: bundled worlds are {', '.join(bundled_worlds()) or '(none)'}; "
         "or give a folder, or a name of play.py --list"
     )
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True)
@@ -99,23 +89,23 @@ class DiTConfig:
 
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "heads", "ffn_dim", "in_channels", "out_channels", "patch", "freq_dim"):
-            _require(getattr(self, name) >= 1, f"model.{name} must be at least 1, got {getattr(self, name)}")
-        _require(self.dim % self.heads == 0, f"model.dim {self.dim} is not a multiple of model.heads {self.heads}")
-        _require(self.head_dim % 2 == 0, f"model.dim / model.heads must be even for RoPE, got {self.head_dim}")
-        _require(self.freq_dim % 2 == 0, f"model.freq_dim must be even, got {self.freq_dim}")
-        _require(
+            require(getattr(self, name) >= 1, f"model.{name} must be at least 1, got {getattr(self, name)}")
+        require(self.dim % self.heads == 0, f"model.dim {self.dim} is not a multiple of model.heads {self.heads}")
+        require(self.head_dim % 2 == 0, f"model.dim / model.heads must be even for RoPE, got {self.head_dim}")
+        require(self.freq_dim % 2 == 0, f"model.freq_dim must be even, got {self.freq_dim}")
+        require(
             not self.camera or self.head_dim % 4 == 0, f"the camera branch needs a head width divisible by 4, got {self.head_dim}"
         )
-        _require(self.activation in ACTIVATIONS, f"model.activation is one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
-        _require(min(self.text_dim, self.text_len, self.action_dim) >= 0, "model.text_* and model.action_dim cannot be negative")
-        _require(0 <= self.view < 180, f"model.view lies in 0 to 180 degrees, got {self.view}")
+        require(self.activation in ACTIVATIONS, f"model.activation is one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+        require(min(self.text_dim, self.text_len, self.action_dim) >= 0, "model.text_* and model.action_dim cannot be negative")
+        require(0 <= self.view < 180, f"model.view lies in 0 to 180 degrees, got {self.view}")
         if self.view:
-            _require(0 <= self.turn < self.action_dim, f"model.turn is an entry of {self.action_dim} actions, got {self.turn}")
-            _require(0 < abs(self.turn_degrees) <= 360, f"model.turn_degrees lies within 360 degrees, got {self.turn_degrees}")
-            _require(self.head_dim >= 12, f"model.view needs a head width of at least 12, got {self.head_dim}")
+            require(0 <= self.turn < self.action_dim, f"model.turn is an entry of {self.action_dim} actions, got {self.turn}")
+            require(0 < abs(self.turn_degrees) <= 360, f"model.turn_degrees lies within 360 degrees, got {self.turn_degrees}")
+            require(self.head_dim >= 12, f"model.view needs a head width of at least 12, got {self.head_dim}")
         for name, most in _MOST.items():
-            _require(getattr(self, name) <= most, f"model.{name} can be at most {most}, got {getattr(self, name)}")
-        _require(0 < self.eps < 1, f"model.eps must lie between 0 and 1, got {self.eps}")
+            require(getattr(self, name) <= most, f"model.{name} can be at most {most}, got {getattr(self, name)}")
+        require(0 < self.eps < 1, f"model.eps must lie between 0 and 1, got {self.eps}")
 
     @property
     def head_dim(self) -> int:
@@ -138,17 +128,17 @@ class CodecConfig:
     blocks: int = 2
 
     def __post_init__(self) -> None:
-        _require(self.kind in CODECS, f"codec.kind is one of {', '.join(CODECS)}, got {self.kind!r}")
-        _require(1 <= self.channels <= _MOST_WIDTH, f"codec.channels lies in 1 to {_MOST_WIDTH}, got {self.channels}")
-        _require(
+        require(self.kind in CODECS, f"codec.kind is one of {', '.join(CODECS)}, got {self.kind!r}")
+        require(1 <= self.channels <= _MOST_WIDTH, f"codec.channels lies in 1 to {_MOST_WIDTH}, got {self.channels}")
+        require(
             self.kind == "frame" or self.channels == VIDEO_CHANNELS,
             f"codec.channels of {self.kind} is {VIDEO_CHANNELS}, got {self.channels}",
         )
-        _require(0 <= self.blocks <= _MOST_BLOCKS, f"codec.blocks lies in 0 to {_MOST_BLOCKS}, got {self.blocks}")
+        require(0 <= self.blocks <= _MOST_BLOCKS, f"codec.blocks lies in 0 to {_MOST_BLOCKS}, got {self.blocks}")
         for name in ("widths", "decoder_widths"):
             value = getattr(self, name)
             fits = len(value) == 3 and min(value) >= 1 and max(value) <= _MOST_WIDTH
-            _require(fits, f"codec.{name} is three widths from 1 to {_MOST_WIDTH}, got {value}")
+            require(fits, f"codec.{name} is three widths from 1 to {_MOST_WIDTH}, got {value}")
 
 
 class Kept(TypedDict):
@@ -192,32 +182,32 @@ class SamplerConfig:
     rolling: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.kind in SAMPLERS, f"sampler.kind is one of {', '.join(SAMPLERS)}, got {self.kind!r}")
-        _require(1e-3 <= self.shift <= 1e3, f"sampler.shift lies in 0.001 to 1000, got {self.shift}")
+        require(self.kind in SAMPLERS, f"sampler.kind is one of {', '.join(SAMPLERS)}, got {self.kind!r}")
+        require(1e-3 <= self.shift <= 1e3, f"sampler.shift lies in 0.001 to 1000, got {self.shift}")
         counts = (*self.presets, self.steps)
-        _require(
+        require(
             bool(self.presets) and min(counts) >= 1 and max(counts) <= MOST_STEPS,
             f"sampler.presets and sampler.steps are step counts from 1 to {MOST_STEPS}, got {self.presets} and {self.steps}",
         )
-        _require(self.chunk >= 1, f"sampler.chunk must be at least 1, got {self.chunk}")
-        _require(0 <= self.first_steps <= MOST_STEPS, f"sampler.first_steps lies in 0 to {MOST_STEPS}, got {self.first_steps}")
-        _require(self.sink >= 0, f"sampler.sink cannot be negative, got {self.sink}")
-        _require(0 <= self.memory <= _MOST_WINDOW, f"sampler.memory lies in 0 to {_MOST_WINDOW} frames, got {self.memory}")
-        _require(
+        require(self.chunk >= 1, f"sampler.chunk must be at least 1, got {self.chunk}")
+        require(0 <= self.first_steps <= MOST_STEPS, f"sampler.first_steps lies in 0 to {MOST_STEPS}, got {self.first_steps}")
+        require(self.sink >= 0, f"sampler.sink cannot be negative, got {self.sink}")
+        require(0 <= self.memory <= _MOST_WINDOW, f"sampler.memory lies in 0 to {_MOST_WINDOW} frames, got {self.memory}")
+        require(
             1 <= self.memory_every <= _MOST_WINDOW, f"sampler.memory_every lies in 1 to {_MOST_WINDOW}, got {self.memory_every}"
         )
-        _require(self.window <= _MOST_WINDOW, f"sampler.window can be at most {_MOST_WINDOW} frames, got {self.window}")
+        require(self.window <= _MOST_WINDOW, f"sampler.window can be at most {_MOST_WINDOW} frames, got {self.window}")
         least, what = self.least_window, f" and {self.steps} chunks" if self.rolling else ", chunk and one more frame"
-        _require(self.window >= least, f"sampler.window {self.window} must hold sink{what}: at least {least}")
-        _require(
+        require(self.window >= least, f"sampler.window {self.window} must hold sink{what}: at least {least}")
+        require(
             not self.rolling or (self.kind == "consistency" and not self.first_steps),
             "sampler.rolling goes with sampler.kind consistency, and without sampler.first_steps",
         )
-        _require(not (self.rolling and self.memory), "sampler.memory does not go with sampler.rolling")
-        _require(0.0 <= self.context_sigma < 1.0, f"sampler.context_sigma lies in [0, 1), got {self.context_sigma}")
+        require(not (self.rolling and self.memory), "sampler.memory does not go with sampler.rolling")
+        require(0.0 <= self.context_sigma < 1.0, f"sampler.context_sigma lies in [0, 1), got {self.context_sigma}")
         for steps, sigmas in self.sigmas.items():
             falling = all(a > b for a, b in itertools.pairwise(sigmas))
-            _require(
+            require(
                 steps.isdecimal() and len(sigmas) == int(steps) > 0 and falling and sigmas[0] <= 1.0 and sigmas[-1] > 0.0,
                 f"sampler.sigmas[{steps}] must hold {steps} falling noise levels in (0, 1], got {list(sigmas)}",
             )
@@ -265,39 +255,39 @@ class WorldConfig:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.schema_version == SCHEMA_VERSION,
             f"this world has schema version {self.schema_version}, this client reads version {SCHEMA_VERSION}: "
             + ("update worldmodel" if self.schema_version > SCHEMA_VERSION else "export the world again"),
         )
         plain = re.fullmatch(r"\w[\w .+-]{0,63}", self.name)
-        _require(bool(plain), f"a world's name is a plain word of at most 64 characters, got {self.name[:80]!r}")
-        _require(self.title.isprintable(), "a world's title is one line of plain text")
-        _require(self.family in FAMILIES, f"family is one of {', '.join(FAMILIES)}, got {self.family!r}")
+        require(bool(plain), f"a world's name is a plain word of at most 64 characters, got {self.name[:80]!r}")
+        require(self.title.isprintable(), "a world's title is one line of plain text")
+        require(self.family in FAMILIES, f"family is one of {', '.join(FAMILIES)}, got {self.family!r}")
         unit = 8 * self.model.patch
-        _require(
+        require(
             self.height >= unit and self.width >= unit and self.height % unit == 0 and self.width % unit == 0,
             f"height and width must be multiples of {unit}, got {self.height}x{self.width}",
         )
-        _require(
+        require(
             max(self.height, self.width) <= _MOST_SIDE, f"pictures are at most {_MOST_SIDE} wide, got {self.height}x{self.width}"
         )
-        _require(0.1 <= self.fps <= 1000, f"fps lies in 0.1 to 1000, got {self.fps}")
-        _require(0 <= self.rests <= 3600, f"rests lies in 0 to 3600 seconds, got {self.rests}")
-        _require(self.frames_per_latent >= 1, f"frames_per_latent must be at least 1, got {self.frames_per_latent}")
+        require(0.1 <= self.fps <= 1000, f"fps lies in 0.1 to 1000, got {self.fps}")
+        require(0 <= self.rests <= 3600, f"rests lies in 0 to 3600 seconds, got {self.rests}")
+        require(self.frames_per_latent >= 1, f"frames_per_latent must be at least 1, got {self.frames_per_latent}")
         flow_map = self.sampler.kind == "flow_map"
-        _require(flow_map == self.model.flow_map, "the sampler flow_map goes with model.flow_map, and only with it")
-        _require(
+        require(flow_map == self.model.flow_map, "the sampler flow_map goes with model.flow_map, and only with it")
+        require(
             not self.sampler.rolling or (self.family == "wan" and not self.model.camera),
             "sampler.rolling dreams ahead of what a player does: it goes with video worlds without a camera",
         )
-        _require((self.family == "wan") == (self.codec.kind != "frame"), "codec.kind frame goes with the family worldmodel alone")
+        require((self.family == "wan") == (self.codec.kind != "frame"), "codec.kind frame goes with the family worldmodel alone")
         if self.family == "worldmodel":
-            _require(
+            require(
                 self.model.action_dim == self.actions.width,
                 f"model.action_dim is {self.model.action_dim} but the actions encode to {self.actions.width} numbers",
             )
-        _require(
+        require(
             self.model.in_channels == self.codec.channels == self.model.out_channels,
             f"model.in_channels {self.model.in_channels}, model.out_channels {self.model.out_channels} "
             f"and codec.channels {self.codec.channels} must agree",
@@ -335,44 +325,3 @@ class WorldConfig:
             raise ConfigError(f"{path} is not a text file: download or export the world again") from error
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def to_dict(value: Any) -> Any:
-    """Dataclass (nested) -> plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(value)))
-
-
-def from_dict(kind: type[T], data: Any, path: str = "") -> T:
-    """Plain JSON values -> dataclass `kind`, strictly: unknown or missing keys and wrong types raise ConfigError."""
-    where = path or kind.__name__
-    _require(isinstance(data, dict), f"{where} must be an object, got {type(data).__name__}")
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(fields))
-    _require(not unknown, f"{where} has the unknown key {unknown[0] if unknown else ''!r}; valid keys: {', '.join(fields)}")
-    required = (f.name for f in fields.values() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
-    missing = [name for name in required if name not in data]
-    _require(not missing, f"{where} lacks the key {missing[0] if missing else ''!r}")
-    hints = typing.get_type_hints(kind)
-    return kind(**{k: _convert(hints[k], v, f"{path}.{k}" if path else k) for k, v in data.items()})
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, path)
-    if origin is tuple:
-        _require(isinstance(value, list), f"{path} must be a list, got {type(value).__name__}")
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        _require(len(kinds) == len(value), f"{path} must hold {len(kinds)} values, got {len(value)}")
-        return tuple(_convert(k, v, f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    if origin is dict:
-        _require(isinstance(value, dict), f"{path} must be an object, got {type(value).__name__}")
-        return {str(k): _convert(args[1], v, f"{path}.{k}") for k, v in value.items()}
-    if hint is Any or isinstance(hint, types.UnionType):
-        return value
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        _require(abs(value) < 1e300 and not math.isnan(value), f"{path} must be a finite number, got {str(value)[:40]}")
-        return float(value)
-    fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    _require(fits, f"{path} must be {hint.__name__}, got {value!r}")
-    return value

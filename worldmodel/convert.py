@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from worldmodel.config import DiTConfig, from_dict
+from worldmodel.config import DiTConfig
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.models.dit import DiT
 from worldmodel.models.wan.keys import config_from_reference, from_reference, reference_names
+from worldmodel.plain import from_dict
 from worldmodel.tensor_files import Facts, TensorFile, write_tensors
 
 CONFIGS: dict[str, dict[str, int | float]] = {

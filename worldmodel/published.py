@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worldmodel.config import from_dict, to_dict
 from worldmodel.errors import ConfigError
+from worldmodel.plain import from_dict, to_dict
 
 CARDS = Path(__file__).parent / "cards"
 

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from worldmodel.action import ActionSpec
-from worldmodel.config import from_dict, to_dict
 from worldmodel.errors import ConfigError, DataError
+from worldmodel.plain import from_dict, to_dict
 
 FORMAT_VERSION = 1
 PREFIX, SUFFIX = "episode-", ".npz"
