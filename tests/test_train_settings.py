@@ -29,6 +29,7 @@ from worldmodel.errors import ConfigError
         (["stage=codec", "+nonsense=1"], r"unknown setting 'nonsense'"),
         (["stage=codec", "model.dit.dimm=1"], r"did you mean model\.dit\.dim\?"),
         (["stage=codec", "seed.deep=1"], r"seed"),
+        (["experiment=null"], r"there is no experiment=None: choose one of compare, .*rooms"),
         (["stage=codek"], r"there is no stage=codek: choose one of .*ar_diffusion, average, causal_cd, .*teacher"),
         (["stage=codec", "stage.lr=1e-3,abc"], r"stage\.lr: Value 'abc' .*could not be converted to Float"),
         (["stage=codec,nope"], r"there is no stage=nope"),

@@ -45,10 +45,7 @@ def check_choice(override: Override) -> None:
     for value in values(override):
         if group == "hydra/launcher":
             _check_launcher(value)
-        elif value not in choices(group) and (group, value) not in {
-            ("stage", RECIPE),
-            *(("experiment", n) for n in ("null", "None")),
-        }:
+        elif value not in choices(group) and (group, value) != ("stage", RECIPE):
             raise ConfigError(f"there is no {group}={value}: choose one of {', '.join(choices(group)) or '(none yet)'}")
 
 
