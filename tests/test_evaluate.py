@@ -86,6 +86,8 @@ def test_small_statistics():
     assert metrics.summary([1.0, 3.0]) == {"mean": 2.0, "se": 1.0, "n": 2}
     still = np.repeat(pictures(0, 1, 8, 8), 4, axis=0)
     assert metrics.motion(still) == 0 < metrics.motion(pictures(0, 4, 8, 8))
+    half = np.concatenate((still, pictures(1, 4, 8, 8)))
+    assert metrics.still_share(np.stack((still, still))) == 1 and metrics.still_share(half[None]) == 3 / 7
 
 
 def test_mirror_swaps_sides_and_sideways_finds_them():

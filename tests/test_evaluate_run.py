@@ -51,7 +51,7 @@ def test_every_file_is_there_and_readable(finished):
     out = finished[0] / "out"
     result = json.loads((out / "evaluation.json").read_text())
     assert set(result) >= {"conditions", "speed", "rollouts", "action_gap", "probes", "random_play", "returns", "standing", "drift"}
-    for name in ("contact_sheet.png", "horizons.png", "return.png"):
+    for name in ("contact_sheet.png", "horizons.png", "return.png", "random_play.png"):
         with Image.open(out / name) as picture:
             assert picture.width > 300 and len(set(picture.convert("L").resize((64, 64)).getdata())) > 10
     with av.open(str(out / "rollouts.mp4")) as film:
@@ -76,6 +76,7 @@ def test_numbers_are_whole(finished):
     assert rows[0]["psnr"]["gain"]["mean"] == pytest.approx(gain)
     assert len(result["random_play"]["over_data_by_window"]) == 2
     drift = result["drift"]
+    assert 0 <= drift["still_share"]["dream"] < 1 and "engine" not in drift["still_share"]
     assert drift["features"] == "pose probe" and drift["to_real"]["early"] > 0 and drift["real_to_real"] >= 0
     assert set(result["returns"]) == {"turn_360", "walk_and_back"}
     assert "skipped" in result["returns"]["turn_360"]["engine"]  # there is no real game called "boxes"

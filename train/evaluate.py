@@ -1,7 +1,7 @@
 """How good is a world? Fixed-seed, fixed-action rollouts of a world folder against the real game it was recorded from.
 
 ``python -m train stage=evaluate world=PATH data.root=EPISODES`` writes evaluation.json, evaluation.md, contact_sheet.png,
-horizons.png, return.png and rollouts.mp4. The same command and seed give the same numbers on one CPU with the
+horizons.png, return.png, random_play.png and rollouts.mp4. The same command and seed give the same numbers on one CPU with the
 same `train.threads` (set it to 1 where other programs keep the cores busy); a GPU adds rounding noise.
 
 ``stage.size`` is quick, compare (to rank worlds) or full (`train.sizes`); ``stage.step_counts=[1,2,4]`` adds a compact table of
@@ -35,7 +35,9 @@ standing: nobody acts, from the same starts. PSNR of the view to the one after 1
 drift: Fréchet distance in probe features (Gaussians fitted to the last hidden layer of the pose probe, or of the inverse-dynamics
     probe where there are no poses) of early and late random play to one half of the held-out episodes, beside the other half
     (`real_to_real`) and the real engine under the same random play; sets of equal size. It is not FID or FVD. `steering`: what
-    the inverse-dynamics probe reads off early and late play.
+    the inverse-dynamics probe reads off early and late play. `still_share`: of all of the play, the share of pictures that differ
+    from the one before by less than a grey level on average; beside the engine, where walls and idle moments make some, it says
+    how much of the play stands in front of nothing.
 speed: one player's session, eager engine. `first_frame_ms`: action given -> first picture of that step decoded (what waits for the
     step to begin is not in it). `per_frame_ms`: wall time of a step over its pictures, commit and decode included.
 by_steps: for every count of stage.step_counts quality by horizon, the gap of turning rollouts, random play up to frame 300,
@@ -105,13 +107,13 @@ def run(
             meter = Meter(console, PARTS + by_steps.PARTS * len(further))
             bench = _prepare(session, Path(data), Path(out), cache or Path(out), size, seed, meter)
             result = _conditions(session, bench)
-            clips_and_dream = _examine(session, bench, result, Path(out))
+            pictures = _examine(session, bench, result, Path(out))
         finally:
             session.close()
         if step_counts:
             result["by_steps"] = _by_steps(world, bench, result, further, options)
         result["conditions"]["seconds"] = round(time.monotonic() - began, 1)
-        _publish(result, bench, *clips_and_dream, Path(out), console)
+        _publish(result, bench, pictures, Path(out), console)
         console.say(f"\n{summary.terminal(result)}\n\nin {Path(out)} after {clock_text(time.monotonic() - began)}")
     finally:
         console.close()
@@ -193,8 +195,8 @@ def _conditions(session: WorldSession, bench: Bench) -> dict[str, Any]:
 
 def _examine(
     session: WorldSession, bench: Bench, result: dict[str, Any], out: Path
-) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
-    """Fill `result`, saving it after every part. Gives the pictures of the rollouts and of the return tests."""
+) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Fill `result`, saving it after every part. Gives the pictures of the rollouts, of the return tests and of random play."""
     meter = bench.meter
 
     def keep(name: str, value: dict[str, Any]) -> None:
@@ -218,11 +220,12 @@ def _examine(
         keep("returns", scores)
         keep("standing", standing.standing_still(bench, engine))
         meter.begin("drift, and the real game under the same random play", 1)
-        keep("drift", examine.drift(bench, played, script, returns.engine_play(engine, bench.spec, script, bench.seed)))
+        real_play = returns.engine_play(engine, bench.spec, script, bench.seed)
+        keep("drift", examine.drift(bench, played, script, real_play))
     finally:
         if engine is not None:
             engine.close()
-    return dream, views
+    return dream, views, {"dream": played} if real_play is None else {"dream": played, "engine": real_play}
 
 
 def _measured_speed(session: WorldSession, bench: Bench, meter: Meter) -> dict[str, Any]:
@@ -245,8 +248,15 @@ def _speed_of(world: str | Path, steps: int, bench: Bench, options: dict[str, An
         session.close()
 
 
-def _publish(result: dict[str, Any], bench: Bench, dream: np.ndarray, views: dict[str, Any], out: Path, console: Console) -> None:
-    """Write files; a picture that cannot be drawn is told and costs no number."""
+def _publish(
+    result: dict[str, Any],
+    bench: Bench,
+    pictures: tuple[np.ndarray, dict[str, Any], dict[str, np.ndarray]],
+    out: Path,
+    console: Console,
+) -> None:
+    """Write files; a picture that cannot be drawn is told and costs no number. pictures: as `_examine` gives them."""
+    dream, views, plays = pictures
     fps, horizons = bench.dreamer.config.fps, bench.size.horizons
     write(out / "evaluation.json", json.dumps(rounded(result), indent=1) + "\n")
     write(out / "evaluation.md", summary.markdown(result))
@@ -255,6 +265,7 @@ def _publish(result: dict[str, Any], bench: Bench, dream: np.ndarray, views: dic
         "contact_sheet.png": lambda path: report_card.contact_sheet(path, bench.clips, dream, horizons, fps),
         "horizons.png": lambda path: report_card.plots(path, result),
         "return.png": lambda path: report_card.return_sheet(path, views),
+        "random_play.png": lambda path: report_card.play_sheet(path, plays),
         "rollouts.mp4": lambda path: report_card.film(path, bench.clips, dream, fps),
     }
     for name, draw in drawings.items():

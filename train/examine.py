@@ -237,6 +237,8 @@ def drift(bench: Bench, played: np.ndarray, script: np.ndarray, real_play: np.nd
         "frames_in_each_set": count,
         "span": span,
         "played": int(played.shape[1]),
+        "still_share": {"dream": metrics.still_share(played)}
+        | ({} if real_play is None else {"engine": metrics.still_share(real_play)}),
         "real_to_real": distances.pop("real"),
         "to_real": distances,
         "late_over_early": distances["late"] / distances["early"] if distances["early"] > 0 else None,

@@ -119,6 +119,12 @@ def motion(frames: np.ndarray) -> float:
     return float(np.abs(a - b).mean(dtype=np.float64))
 
 
+def still_share(frames: np.ndarray) -> float:
+    """Share of pictures that differ from the one before by less than a grey level of 255 on average. frames (B, T, H, W, 3)."""
+    steps = [[motion(play[i : i + 2]) for i in range(len(play) - 1)] for play in frames]
+    return float(np.mean(np.array(steps) < 1.0))
+
+
 def summary(values: Sequence[float] | np.ndarray) -> dict[str, float | int | None]:
     """Mean, standard error of the mean (sample standard deviation over root n; None for n = 1) and n; all None for n = 0."""
     x = np.asarray(values, dtype=np.float64)

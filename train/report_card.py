@@ -17,7 +17,7 @@ from worldmodel.data.video import VideoWriter
 
 PAPER, INK, FAINT, REAL, DREAM = (15, 18, 24), (236, 239, 244), (132, 142, 158), (250, 189, 94), (112, 190, 255)
 MARGIN, GAP = 28, 6
-SHEET_ROWS, FILM_TILES = 4, 4
+SHEET_ROWS, FILM_TILES, PLAY_MARKS = 4, 4, 10
 WIDEST = 1024  # pixels of a film's row of pictures that is still enlarged
 GAME = "Above: the real game.  Below: the dream of a network that saw only the past and was given the same keys and mouse."
 
@@ -80,9 +80,20 @@ def contact_sheet(path: Path, clips: Clips, dream: np.ndarray, horizons: Sequenc
 def return_sheet(path: Path, views: dict[str, dict[str, np.ndarray]], starts: int = 3) -> None:
     """Views at the marks of the return tests: start, other places, back again; dream and real engine, a few starts each."""
     titles = {"turn_360": ["start", "90°", "180°", "270°", "360°"], "walk_and_back": ["start", "far end", "back again"]}
-    blocks = [(trip, kind, shown[:starts]) for trip, kinds in views.items() for kind, shown in kinds.items()]
-    if not blocks:
-        return
+    blocks = [(kind, titles.get(trip, []), shown[:starts]) for trip, kinds in views.items() for kind, shown in kinds.items()]
+    if blocks:
+        _strips(path, blocks)
+
+
+def play_sheet(path: Path, plays: dict[str, np.ndarray]) -> None:
+    """Random play from its first picture to its last, evenly spaced: who plays ("dream", "engine") -> pictures (B, T, H, W, 3)."""
+    length = min(shown.shape[1] for shown in plays.values())
+    marks = np.unique(np.linspace(0, length - 1, min(PLAY_MARKS, length)).astype(int))
+    _strips(path, [(kind, [f"{m + 1}" for m in marks], shown[:SHEET_ROWS, marks]) for kind, shown in plays.items()])
+
+
+def _strips(path: Path, blocks: Sequence[tuple[str, list[str], np.ndarray]]) -> None:
+    """Rows of pictures under titles: who shows them, titles of the columns, pictures (rows, columns, H, W, 3)."""
     height, width = blocks[0][2].shape[2:4]
     scale = max(1.0, 160 / width)
     w, h = round(width * scale), round(height * scale)
@@ -90,10 +101,10 @@ def return_sheet(path: Path, views: dict[str, dict[str, np.ndarray]], starts: in
     sheet_h = sum(48 + len(shown) * (h + GAP) for _, _, shown in blocks) + MARGIN
     sheet = Image.new("RGB", (2 * MARGIN + 70 + columns * (w + GAP), sheet_h), PAPER)
     draw, label, small, y = ImageDraw.Draw(sheet), _font(16, bold=True), _font(13), 10
-    for trip, kind, shown in blocks:
+    for kind, titles, shown in blocks:
         colour = DREAM if kind == "dream" else REAL
         draw.text((MARGIN, y + 24), kind, colour, label, anchor="lm")
-        for c, title in enumerate(titles.get(trip, [])[: shown.shape[1]]):
+        for c, title in enumerate(titles[: shown.shape[1]]):
             draw.text((MARGIN + 70 + c * (w + GAP) + w / 2, y + 24), title, INK, small, anchor="mm")
         y += 44
         for row in shown:

@@ -116,6 +116,7 @@ def _drift_rows(drift: dict[str, Any]) -> list[Row]:
     return [
         (title, ", ".join(parts) + f"; late / early {number(drift['late_over_early'])}"),
         ("what the probe reads then", "; ".join(steer)),
+        ("pictures of it that stand still", ", ".join(f"{k} {100 * v:.1f} %" for k, v in drift["still_share"].items())),
     ]
 
 
