@@ -29,6 +29,7 @@ STAGES = {
     "tcm": (),
     "apex": (),
     "dmd": ROLLOUT,
+    "dmd on ongoing rollouts": (*ROLLOUT, "stage.carry_on=true", "stage.rollout_frames=20"),
     "self_forcing": (*PAIRS, *ROLLOUT, "stage.pretrain_steps=3"),
     "causvid": (*PAIRS, *ROLLOUT, "stage.pretrain_steps=3"),
     "anyflow": (*ROLLOUT, "stage.pretrain_steps=3"),
@@ -51,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def words(home: Path, kind: str, *more: str) -> tuple[str, ...]:
     teacher = home / ("ar" if kind == "tcm" else "teacher")
     sources = (f"data.root={home}/data", f"codec={home}/codec", f"init={home}/ar", f"teacher={teacher}")
-    return (f"stage={kind}", *sources, "train.log_steps=1", "stage.schedule=constant", *FLOW, *STAGES[kind], *more)
+    return (f"stage={kind.split()[0]}", *sources, "train.log_steps=1", "stage.schedule=constant", *FLOW, *STAGES[kind], *more)
 
 
 def same(one: TrainState, two: TrainState) -> None:
@@ -183,6 +184,27 @@ def test_the_clip_that_rests_longest_is_dreamed(home: Path) -> None:
     assert alone._restful(batch, draws)[1].all()
     still = replace(batch, latent=batch.latent[:, :1].expand_as(batch.latent), action=torch.zeros_like(batch.action))
     assert torch.equal(stage._resting(still, 6), still.mask[:, :6].sum(dim=1) - 1), "a clip's first frame rests after nothing"
+
+
+def test_rollouts_go_on_from_update_to_update(home: Path) -> None:
+    stage = _dmd(home, "stage.carry_on=true", "stage.rollout_frames=15", "stage.student_steps=[2]", "model.sampler.window=4")
+    context, stretch = stage.options.context_frames, stage.options.clip_frames - stage.options.context_frames
+    before = None
+    for step in range(7):  # 2 real frames, then 4 a time: 6, 10, 14, and 18 would be too long
+        draws = stage.context.draws(step, 0)
+        along, past = stage._along(stage.clips.draw(draws), draws)
+        assert past is not None
+        with torch.no_grad():
+            dream = stage.dream(along, draws, past)
+        seen = min(context + step % 3 * stretch, 4)
+        assert past.shape[1] == seen and dream.latent.shape[1] == seen + stretch
+        assert torch.equal(dream.latent[:, :seen], past) and not dream.mask[:, :seen].any()
+        if step % 3 and before is not None:
+            assert torch.equal(past, before.latent[:, -seen:]) and not torch.equal(along.latent[:, :seen], past)
+        else:
+            assert torch.equal(past, along.latent[:, :context])
+        before = dream
+        assert stage._scored(dream).latent.shape[1] == stage.options.clip_frames
 
 
 def test_long_rollouts_are_scored_on_their_end(home: Path) -> None:

@@ -146,11 +146,26 @@ def _validate_rollouts(stage: DmdStage, chunk: int) -> None:
         raise ConfigError(
             "stage.rest_draws chooses clips for stage.rest, which is 0: set stage.rest, or leave stage.rest_draws out"
         )
+    if stage.carry_on and not 0 < stage.context_frames < stage.clip_frames < stage.rollout_frames:
+        raise ConfigError(
+            "stage.carry_on goes on from context_frames to rollout_frames: set stage.rollout_frames above stage.clip_frames, and "
+            "stage.context_frames above 0"
+        )
+    if stage.carry_on and stage.rest:
+        raise ConfigError(
+            "stage.rest asks where the recording stands still, and rollouts that carry on are elsewhere: set one to 0"
+        )
     if stage.score_min >= stage.score_max:
         raise ConfigError(f"stage.score_min must be below stage.score_max, got {stage.score_min} and {stage.score_max}")
     if stage.source is not Source.rollout:
         carried = stage.cache_gradient is CacheGradient.carried
-        rollouts = {"first_steps": stage.first_steps, "cache_gradient": carried, "follow": stage.follow, "rest": stage.rest}
+        rollouts = {
+            "carry_on": stage.carry_on,
+            "first_steps": stage.first_steps,
+            "cache_gradient": carried,
+            "follow": stage.follow,
+            "rest": stage.rest,
+        }
         for name, wanted in rollouts.items():
             if wanted:
                 raise ConfigError(

@@ -166,8 +166,9 @@ class DmdStage(ArDiffusionStage):
     student_steps: step counts the student is trained for, one drawn per update. first_steps: step count of a rollout's first chunk
     where that differs (0 = the same). critic_updates: critic steps per generator step. critic_lr: rate of the critic as a share of
     lr. guidance: of the teacher, against hidden actions (1 = none; the published "3.0" is 4 here). context_frames: real frames
-    before the dream. rollout_frames: longest clip, context included; the scores see its last clip_frames. score_min, score_max:
-    range of the noise level that the scores are taken at.
+    before the dream. rollout_frames: longest clip, context included; the scores see its last clip_frames. carry_on: rollouts go on
+    from update to update until they are that long, clip_frames - context_frames at a time: long ones cost little more. score_min,
+    score_max: range of the noise level that the scores are taken at.
 
     score: weight of distribution matching; 0 = none, and neither teacher nor critic, only the two regressions that follow.
 
@@ -196,6 +197,7 @@ class DmdStage(ArDiffusionStage):
     guidance: float = 1.0
     context_frames: int = 8
     rollout_frames: int = 24
+    carry_on: bool = False
     score_min: float = 0.02
     score_max: float = 0.98
     score: float = 1.0

@@ -10,6 +10,8 @@ Three regressions that are not in the paper can be added, or with ``stage.score=
 ``anchor`` keeps the student near real clips, ``follow`` keeps its rollouts near the recording under the same actions, ``rest``
 makes them stand still where the recorded world does.
 
+With ``stage.carry_on`` a rollout goes on from update to update (see train.ongoing) instead of beginning anew in each.
+
 The gradient of a dreamed frame stays in its own exit step unless ``stage.cache_gradient=carried`` (see train.rollout).
 With ``stage.source`` the scored frames are not rollouts but predictions from noised data: CausVid's and "causal DMD".
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +35,7 @@ from train.objectives import (
     following,
     rest_targets,
 )
+from train.ongoing import OngoingRollouts
 from train.options import CacheGradient, Source
 from train.rollout import self_rollout
 from train.stage_options import DmdStage
@@ -68,7 +72,28 @@ class DistributionMatching(Distillation):
             plain = replace(self.model_config, flow_map=False)
             self.teacher = self.network(context.config.teacher, "teacher", plain).requires_grad_(False)
             self.critic = self.network(context.config.teacher, "teacher", plain)
+        self._ongoing = self._to_carry_on() if self.options.carry_on else None
         self._stale = True  # whether the student has changed since the copy that makes rollouts was taken
+
+    def _to_carry_on(self) -> OngoingRollouts:
+        options, sampler = self.options, self.sampler()
+        if isinstance(self.data, VideoLatents):
+            raise ConfigError("stage.carry_on is for recorded worlds, and these are videos: leave it out")
+        reach = sampler.window + sampler.memory * sampler.memory_every
+        return OngoingRollouts(
+            self.clips,
+            options.context_frames,
+            options.clip_frames - options.context_frames,
+            options.rollout_frames,
+            -(-reach // sampler.chunk) * sampler.chunk,
+        )
+
+    def extra_state(self) -> dict[str, Any]:
+        return {} if self._ongoing is None else {"ongoing": self._ongoing.state()}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        if self._ongoing is not None and self.context.ranks.world == 1:  # a checkpoint knows the rollouts of one process
+            self._ongoing.load_state(state.get("ongoing", {}))
 
     def _check_longer(self) -> None:
         """Raise ConfigError if rollouts of videos are longer than clips, and nothing here can begin a clip anew."""
@@ -115,10 +140,17 @@ class DistributionMatching(Distillation):
 
     # -- what is scored --------------------------------------------------------------------------------------------------
 
-    def dream(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
-        """Clips with what the student made of them; mask: valid frames that it did make. The last clip_frames are scored."""
+    def _along(self, batch: ClipBatch, draws: Draws) -> tuple[ClipBatch, Tensor | None]:
+        """What rollouts are made along: these recorded clips, or where those that go on are now, and their past (see `dream`)."""
+        return (batch, None) if self._ongoing is None else self._ongoing.along(draws)
+
+    def dream(self, batch: ClipBatch, draws: Draws, past: Tensor | None = None) -> ClipBatch:
+        """Clips with what the student made of them; mask: valid frames that it did make. The last clip_frames are scored.
+
+        past (B,n,C,H,W): what rollouts that go on have made of the first frames of `batch`.
+        """
         if self.options.source is Source.rollout:
-            return self._rollout(batch, draws)
+            return self._rollout(batch, draws, past)
         return self._predict(batch, draws)
 
     def _scored(self, dream: ClipBatch) -> ClipBatch:
@@ -154,26 +186,30 @@ class DistributionMatching(Distillation):
         more = (self.options.rollout_frames - self.options.clip_frames) // self.sampler().chunk
         return self.options.clip_frames + self.sampler().chunk * draws.shared("length", more + 1)
 
-    def _rollout(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
-        options, student, length = self.options, self.student, self._length(draws)
-        batch, context = batch.cut(0, length), options.context_frames
-        kind, every_step = self.jumps()
+    def _rollout(self, batch: ClipBatch, draws: Draws, past: Tensor | None) -> ClipBatch:
+        options, student = self.options, self.student
+        if past is None:
+            batch = batch.cut(0, self._length(draws))
+            past = batch.latent[:, : options.context_frames]
+        context, length, (kind, every_step) = past.shape[1], batch.latent.shape[1], self.jumps()
         student.begin(batch, self._stale)
         self._stale = False
-        student.see(batch.latent[:, :context])
+        student.see(past)
         made = self_rollout(
             student.denoise,
             student.cache,
             draws.normal("dream", *batch.latent.shape[1:]),
             self._schedule(draws),
-            self._renoise(draws, batch.latent.shape[1:]),
+            self._renoise(draws, batch.latent.shape[1:], context),
             start=context,
             grad_from=length - options.clip_frames,
             kind=kind,
             every_step=every_step,
             context_sigma=self.sampler().context_sigma,
         )
-        latent = torch.cat((batch.latent[:, :context], made), dim=1)
+        if self._ongoing is not None:
+            self._ongoing.add(made)
+        latent = torch.cat((past, made), dim=1)
         dreamed = (torch.arange(length, device=latent.device) >= context).expand_as(batch.mask)
         # that recorded clips of videos end earlier is no matter: the prompt goes on, and a camera stands still
         return replace(batch, latent=latent, mask=dreamed if isinstance(self.data, VideoLatents) else batch.mask & dreamed)
@@ -203,10 +239,10 @@ class DistributionMatching(Distillation):
     def exit_levels(self, steps: int, draws: Draws, purpose: str) -> list[float]:
         return euler_sigmas(steps, self.options.shift)[: draws.shared(purpose, steps) + 1]
 
-    def _renoise(self, draws: Draws, shape: torch.Size) -> Callable[[int, int], Tensor]:
-        """Fresh noise by step, drawn for the whole clip at once and cut into chunks."""
+    def _renoise(self, draws: Draws, shape: torch.Size, context: int) -> Callable[[int, int], Tensor]:
+        """Fresh noise by step, drawn for the whole clip at once and cut into chunks behind the context."""
         drawn: dict[int, Tensor] = {}
-        context, chunk = self.options.context_frames, self.sampler().chunk
+        chunk = self.sampler().chunk
 
         def fresh(number: int, step: int) -> Tensor:
             if step not in drawn:
@@ -229,7 +265,8 @@ class DistributionMatching(Distillation):
         loss = batch.latent.new_zeros(())
         if options.score or options.follow or options.rest:
             dreamed, chosen = self._restful(batch, draws)
-            dream = self.dream(dreamed, draws)
+            dreamed, past = self._along(dreamed, draws)
+            dream = self.dream(dreamed, draws, past)
         if options.score:
             lively = replace(dream, mask=dream.mask & ~chosen[:, None])
             loss = options.score * self._match_loss(self._scored(lively), draws)
@@ -299,7 +336,8 @@ class DistributionMatching(Distillation):
 
     def critic_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            dream = self._scored(self.dream(batch, draws))
+            along, past = self._along(batch, draws)
+            dream = self._scored(self.dream(along, draws, past))
         noise, sigma, noisy = self._noised(dream.latent, draws)
         loss = flow_matching(
             self.velocity(self.critic, noisy, sigma, dream, layout=WHOLE), velocity_target(dream.latent, noise), dream.mask
@@ -349,8 +387,10 @@ class DistributionMatching(Distillation):
         options = self.options
         one = dit_flops(self.model_config, self.tokens, WHOLE, options.clip_frames) * options.batch * options.accumulate
         passes = 1 + sum((n + 1) / 2 for n in options.student_steps) / len(options.student_steps)
-        frames = (options.clip_frames + options.rollout_frames) / 2 / options.clip_frames
-        rollout = one * passes * frames if options.source is Source.rollout else one
+        frames = passes * (options.clip_frames + options.rollout_frames) / 2
+        if self._ongoing is not None:  # what came before is committed again
+            frames = passes * options.clip_frames + min(self._ongoing.reach, options.rollout_frames / 2)
+        rollout = one * frames / options.clip_frames if options.source is Source.rollout else one
         if not options.score:
             return rollout + 2 * one
         generator = rollout + 2 * one + (2 if options.guidance == 1.0 else 3) * one
