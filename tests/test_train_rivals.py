@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train_boxes import make_boxes, settings, train
+from tests.train_boxes import SPEC, make_boxes, make_episode, settings, train
 from train import record
 from train.distributed import Ranks
 from train.jobs import run
@@ -17,6 +17,7 @@ from train.options import CacheGradient
 from train.stages import Context, build
 from train.stages.dmd import DistributionMatching
 from train.state import TrainState, load_latest
+from worldmodel.data.episode import episode_path, save
 from worldmodel.errors import ConfigError
 from worldmodel.session import open_session
 
@@ -29,7 +30,7 @@ STAGES = {
     "tcm": (),
     "apex": (),
     "dmd": ROLLOUT,
-    "dmd on ongoing rollouts": (*ROLLOUT, "stage.carry_on=true", "stage.rollout_frames=20"),
+    "dmd on ongoing rollouts": (*ROLLOUT, "stage.carry_on=true", "stage.rollout_frames=22"),  # mid-way after 5 steps
     "self_forcing": (*PAIRS, *ROLLOUT, "stage.pretrain_steps=3"),
     "causvid": (*PAIRS, *ROLLOUT, "stage.pretrain_steps=3"),
     "anyflow": (*ROLLOUT, "stage.pretrain_steps=3"),
@@ -192,19 +193,71 @@ def test_rollouts_go_on_from_update_to_update(home: Path) -> None:
     before = None
     for step in range(7):  # 2 real frames, then 4 a time: 6, 10, 14, and 18 would be too long
         draws = stage.context.draws(step, 0)
-        along, past = stage._along(stage.clips.draw(draws), draws)
-        assert past is not None
         with torch.no_grad():
-            dream = stage.dream(along, draws, past)
+            along, dream = stage._dreamed("model", stage.clips.draw(draws), draws)
         seen = min(context + step % 3 * stretch, 4)
-        assert past.shape[1] == seen and dream.latent.shape[1] == seen + stretch
-        assert torch.equal(dream.latent[:, :seen], past) and not dream.mask[:, :seen].any()
+        past = dream.latent[:, :seen]
+        assert dream.latent.shape[1] == along.latent.shape[1] == seen + stretch and not dream.mask[:, :seen].any()
         if step % 3 and before is not None:
             assert torch.equal(past, before.latent[:, -seen:]) and not torch.equal(along.latent[:, :seen], past)
         else:
             assert torch.equal(past, along.latent[:, :context])
         before = dream
         assert stage._scored(dream).latent.shape[1] == stage.options.clip_frames
+
+
+@pytest.mark.parametrize("critic_updates", [1, 2, 3])
+def test_student_and_critic_meet_rollouts_of_every_age(home: Path, monkeypatch: pytest.MonkeyPatch, critic_updates: int) -> None:
+    stage = _dmd(home, "stage.carry_on=true", "stage.rollout_frames=18", f"stage.critic_updates={critic_updates}")
+    ages: dict[str, set[int]] = {"model": set(), "critic": set()}
+    for target, rollouts in stage._ongoing.items():
+        add = rollouts.add
+        monkeypatch.setattr(rollouts, "add", lambda made, t=target, r=rollouts, a=add: (ages[t].add(r._made.shape[1]), a(made)))
+    for step in range(4 * critic_updates):
+        for update in stage.updates(step):
+            assert update.loss.isfinite()
+    assert ages == {"model": {2, 6, 10, 14}, "critic": {2, 6, 10, 14}}
+
+
+def test_the_past_of_rollouts_that_go_on_begins_where_a_memory_does(home: Path) -> None:
+    memory = ("model.sampler.window=3", "model.sampler.memory=2", "model.sampler.memory_every=3")
+    stage = _dmd(home, "stage.carry_on=true", "stage.rollout_frames=22", *memory)
+    seen = []
+    for step in range(5):
+        draws = stage.context.draws(step, 0)
+        with torch.no_grad():
+            dream = stage._dreamed("critic", stage.clips.draw(draws), draws)[1]
+        seen.append(dream.latent.shape[1] - 4)
+    assert seen == [2, 6, 10, 11, 9]  # of 2, 6, 10, 14 and 18; a pass reaches back by 9 frames
+
+
+def test_rollouts_of_another_number_of_processes_begin_anew(home: Path) -> None:
+    stage = _dmd(home, "stage.carry_on=true", "stage.rollout_frames=22")
+    list(stage.updates(0))
+    state = stage.extra_state()
+    assert set(state) == {"ongoing model", "ongoing critic"} and state["ongoing model"]["made"].shape[:2] == (4, 6)
+    wide = _dmd(home, "stage.carry_on=true", "stage.rollout_frames=22", "stage.batch=8")
+    wide.load_extra_state(state)
+    assert len(list(wide.updates(1))) == 1
+
+
+def test_directions_are_trained_with(home: Path, tmp_path: Path) -> None:
+    turning = replace(SPEC, axes=(replace(SPEC.axes[0], source="mouse_x"),))
+    for i in range(4):
+        save(episode_path(tmp_path / "data", i), replace(make_episode(i, 24), spec=turning))
+    data, view = (f"data.root={tmp_path}/data", f"codec={home}/codec", "train.log_steps=1"), "model.dit.view=90"
+    for name, kind in (("teacher", "teacher"), ("ar", "ar_diffusion")):  # a network without directions may go on with them
+        train(tmp_path / name, *data, f"stage={kind}", f"init={home}/{name}", "steps=3", view, *FLOW)
+    more = (*data, "stage=dmd", f"init={tmp_path}/ar", *FLOW, *ROLLOUT)
+    state = train(tmp_path / "dmd", *more, f"teacher={tmp_path}/teacher", view, "steps=3")
+    assert all(tensor.isfinite().all() for tensor in state.modules["model"].values())
+    session = open_session(tmp_path / "dmd/export", device="cpu", threads=1)
+    assert session.config.model.view == 90 and session.config.model.turn == 2
+    session.close()
+    with pytest.raises(ConfigError, match=r"teacher=\S* was trained with model\.dit\.view=0, and this run has 90"):
+        train(tmp_path / "bad", *more, f"teacher={home}/teacher", view, "steps=3")
+    with pytest.raises(ConfigError, match=r"init=\S* was trained with model\.dit\.view=90, and this run has 0"):
+        train(tmp_path / "bad", *more, f"teacher={home}/teacher", "steps=3")
 
 
 def test_long_rollouts_are_scored_on_their_end(home: Path) -> None:

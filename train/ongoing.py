@@ -20,11 +20,13 @@ class OngoingRollouts:
     """`along` says what comes next, `add` takes what was made of it.
 
     clips: recorded ones of the longest rollout's length. context: real frames that a rollout begins with. stretch: frames of an
-    update. reach: past frames that a pass can see, whole chunks.
+    update. reach: past frames that a pass can see; so many at least come with a stretch, the first at a multiple of `every`
+    (chunks begin there, and a memory keeps the same frames as in one piece). They are seen as if nothing had been before them.
     """
 
-    def __init__(self, clips: Clips, context: int, stretch: int, longest: int, reach: int) -> None:
+    def __init__(self, clips: Clips, context: int, stretch: int, longest: int, reach: int, every: int) -> None:
         self._clips, self._context, self._stretch, self._longest, self.reach = clips, context, stretch, longest, reach
+        self._every = every
         self._numbers = torch.empty(0, dtype=torch.int64)
 
     def along(self, draws: Draws) -> tuple[ClipBatch, Tensor]:
@@ -32,7 +34,7 @@ class OngoingRollouts:
         if not len(self._numbers) or self._made.shape[1] + self._stretch > self._longest:
             self._begin(draws.integers("ongoing", self._clips.sampler.count))
         end = self._made.shape[1]
-        first = max(end - self.reach, 0)
+        first = max(end - self.reach, 0) // self._every * self._every
         return self._real.cut(first, end + self._stretch), self._made[:, first:]
 
     def _begin(self, numbers: Tensor, made: Tensor | None = None) -> None:

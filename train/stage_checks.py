@@ -44,8 +44,11 @@ def validate_training(config: RunConfig, stage: TrainingOptions) -> None:
         _validate_ranges(stage)
         _validate_sampler(stage, config.model.sampler)
         _validate_own_rounds(stage)
+        _validate_span(stage)
     if isinstance(stage, DmdStage):
         _validate_rollouts(stage, config.model.sampler.chunk)
+        if stage.carry_on and config.model.sampler.sink:
+            raise ConfigError("stage.carry_on forgets how a rollout began, and model.sampler.sink keeps it: leave one of them out")
     if isinstance(stage, SelfForcingStage | AnyflowStage):
         _validate_phases(stage, record.budget(config)["steps"])
 
@@ -105,6 +108,14 @@ def _validate_sampler(stage: ArDiffusionStage, sampler: SamplerOptions) -> None:
         )
 
 
+def _validate_span(stage: ArDiffusionStage) -> None:
+    if stage.context_noise_span > 1 and (stage.forcing is Forcing.diffusion or not stage.context_noise_prob):
+        raise ConfigError(
+            "stage.context_noise_span is of a clean past that is noised: set stage.forcing=teacher and stage.context_noise_prob "
+            "above 0, or leave it out"
+        )
+
+
 def _validate_own_rounds(stage: ArDiffusionStage) -> None:
     if not stage.own_rounds:
         return
@@ -146,15 +157,8 @@ def _validate_rollouts(stage: DmdStage, chunk: int) -> None:
         raise ConfigError(
             "stage.rest_draws chooses clips for stage.rest, which is 0: set stage.rest, or leave stage.rest_draws out"
         )
-    if stage.carry_on and not 0 < stage.context_frames < stage.clip_frames < stage.rollout_frames:
-        raise ConfigError(
-            "stage.carry_on goes on from context_frames to rollout_frames: set stage.rollout_frames above stage.clip_frames, and "
-            "stage.context_frames above 0"
-        )
-    if stage.carry_on and stage.rest:
-        raise ConfigError(
-            "stage.rest asks where the recording stands still, and rollouts that carry on are elsewhere: set one to 0"
-        )
+    if stage.carry_on:
+        _validate_carry_on(stage)
     if stage.score_min >= stage.score_max:
         raise ConfigError(f"stage.score_min must be below stage.score_max, got {stage.score_min} and {stage.score_max}")
     if stage.source is not Source.rollout:
@@ -176,6 +180,23 @@ def _validate_rollouts(stage: DmdStage, chunk: int) -> None:
         raise ConfigError(
             "stage.first_steps is for rollouts that begin with nothing: set stage.context_frames=0, or leave stage.first_steps out"
         )
+
+
+def _validate_carry_on(stage: DmdStage) -> None:
+    stretch = stage.clip_frames - stage.context_frames
+    more = stage.rollout_frames - stage.context_frames
+    if not stage.context_frames or more < 2 * stretch or more % stretch:
+        raise ConfigError(
+            f"stage.carry_on goes on by stage.clip_frames - stage.context_frames = {stretch} frames: set stage.rollout_frames to "
+            f"{stage.context_frames} + 2 or more times {stretch}, and stage.context_frames above 0"
+        )
+    if stage.rest:
+        raise ConfigError(
+            "stage.rest asks where the recording stands still, and rollouts that carry on are elsewhere: set stage.rest=0, or "
+            "leave stage.carry_on out"
+        )
+    if not (stage.score or stage.follow):
+        raise ConfigError("stage.carry_on is of rollouts, and stage.score=0 without stage.follow makes none: leave it out")
 
 
 def _validate_phases(stage: SelfForcingStage | AnyflowStage, steps: float | None) -> None:

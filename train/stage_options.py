@@ -170,7 +170,7 @@ class DmdStage(ArDiffusionStage):
     from update to update until they are that long, clip_frames - context_frames at a time: long ones cost little more. score_min,
     score_max: range of the noise level that the scores are taken at.
 
-    score: weight of distribution matching; 0 = none, and neither teacher nor critic, only the two regressions that follow.
+    score: weight of distribution matching; 0 = none, and neither teacher nor critic, only the three regressions that follow.
 
     anchor: weight of a regression that is not in the paper: clean predictions from noised real clips, with the past that own_rounds
     makes, must stay near the real ones. (Scores alone say what looks right, not that it follows from the keys.)

@@ -181,7 +181,7 @@ def build(world: LoadedWorld, path: Path, device: torch.device, dtype: torch.dty
     noisy = torch.zeros(1, sampler.chunk, channels, height, width, device=device, dtype=dtype)
     frames = 2 * sampler.chunk if merged else sampler.chunk
     sigma = torch.ones(1, frames, device=device)
-    actions = torch.zeros(1, frames, config.actions.width, device=device)
+    actions = torch.zeros(1, frames, config.actions.width, device=device, dtype=dtype)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ctx = model.context((1, frames, *noisy.shape[2:]), device, Layout.bidirectional(), cache=cache)

@@ -162,7 +162,10 @@ class FrameProgram:
         self._cache.commit()
 
     def look_ahead(self, latent_size: tuple[int, int, int], chunks: int = 1) -> None:
-        """Make what the positions of the next chunks say, so that the pass over them finds it made. latent_size: C H W."""
+        """Make what the positions of the next chunks say, as far as no action decides it, so that the pass over them finds it made.
+
+        latent_size: C H W.
+        """
         self._model.context(
             (1, chunks * self._cache.chunk, *latent_size), torch.device("cpu"), Layout.bidirectional(), cache=self._cache
         )
@@ -258,7 +261,8 @@ class FrameProgram:
         cameras = None
         if made.cameras is not None:
             cameras = self._put(f"{prefix}camera", made.cameras[0]), self._put(f"{prefix}camera inverse", made.cameras[1])
-        actions = None if given.actions is None else self._put(f"{prefix}actions", given.actions)
+        # positions are made from the actions as they are; the network takes them in its own type
+        actions = None if given.actions is None else self._put(f"{prefix}actions", given.actions.to(self._cache.store.dtype))
         self._stage_text(given.text)
         return AttentionContext(cos, sin, cameras), actions
 

@@ -18,6 +18,7 @@ With ``stage.source`` the scored frames are not rollouts but predictions from no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -72,28 +73,31 @@ class DistributionMatching(Distillation):
             plain = replace(self.model_config, flow_map=False)
             self.teacher = self.network(context.config.teacher, "teacher", plain).requires_grad_(False)
             self.critic = self.network(context.config.teacher, "teacher", plain)
-        self._ongoing = self._to_carry_on() if self.options.carry_on else None
+        self._ongoing = {target: self._to_carry_on() for target in self.modules()} if self.options.carry_on else {}
         self._stale = True  # whether the student has changed since the copy that makes rollouts was taken
 
     def _to_carry_on(self) -> OngoingRollouts:
         options, sampler = self.options, self.sampler()
         if isinstance(self.data, VideoLatents):
             raise ConfigError("stage.carry_on is for recorded worlds, and these are videos: leave it out")
-        reach = sampler.window + sampler.memory * sampler.memory_every
         return OngoingRollouts(
             self.clips,
             options.context_frames,
             options.clip_frames - options.context_frames,
             options.rollout_frames,
-            -(-reach // sampler.chunk) * sampler.chunk,
+            sampler.window + sampler.memory * sampler.memory_every,
+            math.lcm(sampler.chunk, sampler.memory_every) if sampler.memory else sampler.chunk,
         )
 
     def extra_state(self) -> dict[str, Any]:
-        return {} if self._ongoing is None else {"ongoing": self._ongoing.state()}
+        alone = self.context.ranks.world == 1  # those of several processes begin anew
+        return {f"ongoing {target}": rollouts.state() for target, rollouts in self._ongoing.items() if alone}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        if self._ongoing is not None and self.context.ranks.world == 1:  # a checkpoint knows the rollouts of one process
-            self._ongoing.load_state(state.get("ongoing", {}))
+        for target, rollouts in self._ongoing.items():
+            saved = state.get(f"ongoing {target}", {})
+            if len(saved.get("numbers", ())) == self.options.batch:
+                rollouts.load_state(saved)
 
     def _check_longer(self) -> None:
         """Raise ConfigError if rollouts of videos are longer than clips, and nothing here can begin a clip anew."""
@@ -140,9 +144,14 @@ class DistributionMatching(Distillation):
 
     # -- what is scored --------------------------------------------------------------------------------------------------
 
-    def _along(self, batch: ClipBatch, draws: Draws) -> tuple[ClipBatch, Tensor | None]:
-        """What rollouts are made along: these recorded clips, or where those that go on are now, and their past (see `dream`)."""
-        return (batch, None) if self._ongoing is None else self._ongoing.along(draws)
+    def _dreamed(self, target: str, batch: ClipBatch, draws: Draws) -> tuple[ClipBatch, ClipBatch]:
+        """Recorded clips and the rollouts along them that `target` learns from: `batch`, or where those that go on are now."""
+        if target not in self._ongoing:
+            return batch, self.dream(batch, draws)
+        along, past = self._ongoing[target].along(draws)
+        dream = self.dream(along, draws, past)
+        self._ongoing[target].add(dream.latent[:, past.shape[1] :])
+        return along, dream
 
     def dream(self, batch: ClipBatch, draws: Draws, past: Tensor | None = None) -> ClipBatch:
         """Clips with what the student made of them; mask: valid frames that it did make. The last clip_frames are scored.
@@ -207,8 +216,6 @@ class DistributionMatching(Distillation):
             every_step=every_step,
             context_sigma=self.sampler().context_sigma,
         )
-        if self._ongoing is not None:
-            self._ongoing.add(made)
         latent = torch.cat((past, made), dim=1)
         dreamed = (torch.arange(length, device=latent.device) >= context).expand_as(batch.mask)
         # that recorded clips of videos end earlier is no matter: the prompt goes on, and a camera stands still
@@ -265,8 +272,7 @@ class DistributionMatching(Distillation):
         loss = batch.latent.new_zeros(())
         if options.score or options.follow or options.rest:
             dreamed, chosen = self._restful(batch, draws)
-            dreamed, past = self._along(dreamed, draws)
-            dream = self.dream(dreamed, draws, past)
+            dreamed, dream = self._dreamed("model", dreamed, draws)
         if options.score:
             lively = replace(dream, mask=dream.mask & ~chosen[:, None])
             loss = options.score * self._match_loss(self._scored(lively), draws)
@@ -336,8 +342,7 @@ class DistributionMatching(Distillation):
 
     def critic_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            along, past = self._along(batch, draws)
-            dream = self._scored(self.dream(along, draws, past))
+            dream = self._scored(self._dreamed("critic", batch, draws)[1])
         noise, sigma, noisy = self._noised(dream.latent, draws)
         loss = flow_matching(
             self.velocity(self.critic, noisy, sigma, dream, layout=WHOLE), velocity_target(dream.latent, noise), dream.mask
@@ -388,8 +393,8 @@ class DistributionMatching(Distillation):
         one = dit_flops(self.model_config, self.tokens, WHOLE, options.clip_frames) * options.batch * options.accumulate
         passes = 1 + sum((n + 1) / 2 for n in options.student_steps) / len(options.student_steps)
         frames = passes * (options.clip_frames + options.rollout_frames) / 2
-        if self._ongoing is not None:  # what came before is committed again
-            frames = passes * options.clip_frames + min(self._ongoing.reach, options.rollout_frames / 2)
+        if options.carry_on:  # what came before is committed again
+            frames = passes * options.clip_frames + min(self._ongoing["model"].reach, options.rollout_frames / 2)
         rollout = one * frames / options.clip_frames if options.source is Source.rollout else one
         if not options.score:
             return rollout + 2 * one

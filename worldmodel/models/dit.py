@@ -240,7 +240,8 @@ class DiT(nn.Module):
         index = tuple(range(start, start + frames)) * (2 if doubled else 1)
         cos, sin = rope_tables(index, rows, cols, self.cfg.head_dim, device)
         if self.cfg.view:
-            headings = self._headings(frames, device, actions, cache)
+            turns = torch.zeros(shape[0], frames, device=device) if actions is None else actions[..., self.cfg.turn]
+            headings = self._headings(turns, cache)
             headings = headings.repeat(1, 2) if doubled else headings
             cos, sin = bearing_tables((cos, sin), headings, rows, cols, self.cfg.head_dim, self.cfg.view)
         matrices = None
@@ -253,10 +254,9 @@ class DiT(nn.Module):
             plan = kernels.plan_blocks(layout.frame_mask(frames), rows * cols, device, layout.rule(frames))
         return AttentionContext(cos, sin, matrices, plan, cache)
 
-    def _headings(self, frames: int, device: torch.device, actions: Tensor | None, cache: KVCache | None) -> Tensor:
-        """Where the frames of a pass look, (B,T) radians, from where the newest frame of the cache does."""
-        turns = torch.zeros(1, frames, device=device) if actions is None else actions[..., self.cfg.turn]
-        turns = turns.to(exact(device)) * math.radians(self.cfg.turn_degrees)
+    def _headings(self, turns: Tensor, cache: KVCache | None) -> Tensor:
+        """Where the frames of a pass look, (B,T) radians. turns (B,T): from frame to frame, in units of the action."""
+        turns = turns.to(exact(turns.device)) * math.radians(self.cfg.turn_degrees)
         return turns.cumsum(1) if cache is None else cache.turn(turns)
 
     def rolling_cache(self, cache: KVCache, frames: int) -> tuple[Tensor, Tensor, Tensor]:
