@@ -4,9 +4,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tests.box_world import PREVIEW
+import numpy as np
+import pytest
+
+from tests.box_world import PREVIEW, BoxWorld
 from tests.window_person import Person, actions, played
+from worldmodel.game.lost import LostWatch, is_flat
 from worldmodel.game.settings import Preview
+from worldmodel.world import Frame
 
 
 def test_demo_plays_when_nobody_does_and_any_key_takes_over(monkeypatch, tmp_path):
@@ -85,6 +90,40 @@ def test_a_dream_rests_when_nobody_acts_where_nothing_moves_by_itself(monkeypatc
         person.until(lambda: generator.paused)
 
     assert Person(monkeypatch, tmp_path, preview=replace(PREVIEW, rests=0.3)).play(script) == 0
+
+
+def test_flat_pictures_are_told_apart_and_told_once():
+    rng = np.random.default_rng(0)
+    wall = np.linspace(60, 200, 80)[:, None, None] + rng.normal(0, 2, (80, 128, 1)) + np.array([30.0, 0, -30])
+    wall, room = wall.clip(0, 255).astype(np.uint8), rng.integers(0, 256, (80, 128, 3), dtype=np.uint8)
+    assert is_flat(wall) and not is_flat(room)
+    watch = LostWatch()
+    told = [watch.saw(room if i == 15 or 45 <= i < 70 else wall, 0.125 * i) for i in range(120)]
+    # after three seconds of walls, and as long again as a room took away; and once more behind a time of rooms
+    assert [i for i, said in enumerate(told) if said] == [27, 93]
+
+
+class Wall(BoxWorld):
+    """A box world in which there is nothing to see."""
+
+    def _frame(self) -> Frame:
+        return Frame(np.full((80, 128, 3), 150, dtype=np.uint8), self._index)
+
+
+@pytest.mark.parametrize(("rests", "told"), [(60.0, True), (0.0, False)])
+def test_a_player_in_front_of_nothing_is_told_the_way_out(monkeypatch, tmp_path, rests, told):
+    monkeypatch.setattr("worldmodel.game.lost.PATIENCE", 0.3)
+
+    def script(person: Person) -> None:
+        person.down("KeyW")
+        shell = person.loop.shell
+        if told:
+            person.until(lambda: any("F8 goes to another place" in words for words, _ in shell.toasts))
+        else:
+            person.frames(15)
+            assert not any("lost" in words for words, _ in shell.toasts)
+
+    assert Person(monkeypatch, tmp_path, factory=Wall, preview=replace(PREVIEW, rests=rests)).play(script) == 0
 
 
 def test_taking_over_from_the_demo_begins_anew(monkeypatch, tmp_path):

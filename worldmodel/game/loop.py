@@ -102,6 +102,7 @@ class WindowLoop:
         if shown is not None and not shown.first:
             now = time.perf_counter()
             self.run.stats.shown(now, shown.event, shown.span)
+            self.shell.saw(shown.rgb, now)
 
     # --- events ------------------------------------------------------------------------------------------------------------------
     def _handle(self, event: pygame.event.Event) -> None:

@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from worldmodel.errors import WorldModelError
 from worldmodel.game import hud
 from worldmodel.game.cards import Choice
+from worldmodel.game.lost import LostWatch
 from worldmodel.game.presence import Presence
 from worldmodel.game.prompting import PromptChange, PromptLine, takes_prompts
 from worldmodel.game.replay import replay_path
@@ -42,7 +45,7 @@ class Shell:
         self.toasts: list[tuple[str, float]] = []
         self._engine, self._told = "", False
         self.line, self.change = PromptLine(), PromptChange(run.generator, self.toast)
-        self.presence = Presence(run)
+        self.presence, self._lost = Presence(run), LostWatch()
         self._settle()
 
     def key_down(self, code: str, now: float) -> None:
@@ -250,6 +253,11 @@ class Shell:
         """Show a short message for a few seconds. Any thread."""
         self.toasts = [*self.toasts[-2:], (words, time.perf_counter() + TOAST_SECONDS)]
         self.dirty = True
+
+    def saw(self, rgb: np.ndarray, now: float) -> None:
+        """A new picture, uint8 (H,W,3), is on the screen. What has no resting pictures may well show nothing, and be right."""
+        if self.run.preview.rests and self._lost.saw(rgb, now) and self.run.generator.replay is None:
+            self.toast("the dream has lost its way: F8 goes to another place, Enter starts again")
 
     def notice(self) -> None:
         """Things that happened without an event."""
