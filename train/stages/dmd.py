@@ -7,8 +7,7 @@ in the game; longer rollouts than the teacher's clips are scored on their last `
 is a single picture: there the first of those frames is made anew, its last picture as a clip's first latent, and is not trained.
 
 Three regressions that are not in the paper can be added, or with ``stage.score=0`` be all there is, without teacher and critic:
-``anchor`` keeps the student near real clips, ``follow`` keeps its rollouts near the recording under the same actions, ``rest``
-makes them stand still where the recorded world does.
+see train.stages.held.
 
 With ``stage.carry_on`` a rollout goes on from update to update (see train.ongoing) instead of beginning anew in each.
 
@@ -28,21 +27,14 @@ import torch
 from torch import Tensor, nn
 
 from train.data import ClipBatch, Clips, Draws
-from train.objectives import (
-    distribution_gradient,
-    distribution_matching,
-    endpoint_regression,
-    flow_matching,
-    following,
-    rest_targets,
-)
+from train.objectives import distribution_gradient, distribution_matching, flow_matching
 from train.ongoing import OngoingRollouts
 from train.options import CacheGradient, Source
 from train.rollout import self_rollout
 from train.stage_options import DmdStage
 from train.stages.base import Context, Update
-from train.stages.distil import Distillation
 from train.stages.flow import Pass, dit_flops
+from train.stages.held import HeldStudent
 from train.student import Student
 from train.videos import VideoLatents
 from worldmodel.config import SamplerConfig
@@ -52,10 +44,9 @@ from worldmodel.models.attention import Layout
 
 Loss = Callable[[ClipBatch, Draws], tuple[Tensor, dict[str, Tensor]]]
 WHOLE = Layout.bidirectional()
-RESTFUL = 4  # one clip in so many is chosen for its rest, and not scored: of restful clips scores teach that little moves
 
 
-class DistributionMatching(Distillation):
+class DistributionMatching(HeldStudent):
     """Targets: ``model`` (the student) and ``critic``."""
 
     options: DmdStage
@@ -169,18 +160,8 @@ class DistributionMatching(Distillation):
         last = dream.latent.shape[1]
         return dream.cut(last - self.options.clip_frames, last)
 
-    def steps(self, draws: Draws) -> int:
-        """The student's step count of this update."""
-        return self.options.student_steps[draws.shared("steps", len(self.options.student_steps))]
-
     def levels(self, draws: Draws, count: int) -> Tensor:
         return super().levels(draws, count) if self.options.source is Source.rollout else self._list_levels(draws, count)
-
-    def _list_levels(self, draws: Draws, count: int) -> Tensor:
-        """Levels (B,count), each drawn from the student's list."""
-        choice = torch.tensor(euler_sigmas(self.steps(draws), self.options.shift))
-        picked = draws.uniform("sigma", count).mul(len(choice)).long().clamp(max=len(choice) - 1)
-        return choice.to(picked.device)[picked]
 
     def _predict(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
         """One step of the student from noised data, a list level per chunk, all frames at once."""
@@ -189,11 +170,6 @@ class DistributionMatching(Distillation):
         noisy = add_noise(batch.latent, noise, sigma)
         extra = self.clean_context(batch, draws)
         return replace(batch, latent=self.clean(self.model, noisy, sigma, batch, None, extra))
-
-    def _length(self, draws: Draws) -> int:
-        """Frames of this update's rollouts, the context included; the last clip_frames are scored."""
-        more = (self.options.rollout_frames - self.options.clip_frames) // self.sampler().chunk
-        return self.options.clip_frames + self.sampler().chunk * draws.shared("length", more + 1)
 
     def _rollout(self, batch: ClipBatch, draws: Draws, past: Tensor | None) -> ClipBatch:
         options, student = self.options, self.student
@@ -293,52 +269,6 @@ class DistributionMatching(Distillation):
             real = to_clean(noisy, self.guided(self.teacher, noisy, sigma, dream, self.options.guidance, layout=WHOLE), sigma)
             gradient = distribution_gradient(dream.latent, fake, real, dream.mask)
         return distribution_matching(dream.latent, gradient, dream.mask)
-
-    def _rests(self, dream: ClipBatch, real: ClipBatch) -> tuple[Tensor, Tensor]:
-        return rest_targets(dream.latent, real.latent, real.action, self.options.context_frames)
-
-    def _restful(self, batch: ClipBatch, draws: Draws) -> tuple[ClipBatch, Tensor]:
-        """`batch` with restful clips in some places, and which (B,): of rest_draws clips the one that rests longest where rollouts
-        are trained. Beside scores in one place of `RESTFUL`, without them in every one."""
-        place = torch.arange(len(batch.latent), device=batch.latent.device)
-        chosen = torch.zeros_like(place, dtype=torch.bool)
-        if self.options.rest_draws == 1:
-            return batch, chosen
-        length = self._length(draws)
-        best, most = batch, self._resting(batch, length)
-        for i in range(1, self.options.rest_draws):
-            other = self.clips.batch(draws.integers(f"restful_{i}", self.clips.sampler.count))
-            rests = self._resting(other, length)
-            best, most = best.where(rests > most, other), torch.maximum(rests, most)
-        chosen = place % RESTFUL == RESTFUL - 1 if self.options.score else ~chosen
-        return batch.where(chosen, best), chosen
-
-    def _resting(self, batch: ClipBatch, length: int) -> Tensor:
-        """In how many frames (B,) of the scored ones of a rollout of `length` the recording rests."""
-        clip = batch.cut(0, length)
-        rests = self._rests(clip, clip)[1] & clip.mask
-        return rests[:, -self.options.clip_frames :].sum(dim=1)
-
-    def _follow_loss(self, dream: ClipBatch, real: ClipBatch) -> Tensor:
-        """How far the frames of a rollout that carry gradients are from the recorded ones."""
-        real, frames = real.cut(0, dream.latent.shape[1]), self.options.clip_frames
-        return following(dream.latent[:, -frames:], real.latent[:, -frames:], dream.mask[:, -frames:])
-
-    def _rest_loss(self, dream: ClipBatch, real: ClipBatch) -> Tensor:
-        """How far resting frames of a rollout are from what they were when the rest began, where they carry gradients."""
-        target, rests = self._rests(dream, real.cut(0, dream.latent.shape[1]))
-        made, target, mask = (t[:, -self.options.clip_frames :] for t in (dream.latent, target, rests & dream.mask))
-        return endpoint_regression(made, target, mask)
-
-    def _anchor_loss(self, batch: ClipBatch, draws: Draws) -> Tensor:
-        """Regression of the student's predictions from noised real clips on these clips, at levels of its own list."""
-        real = batch.cut(0, self.options.clip_frames)
-        noise = draws.normal("anchor_noise", *real.latent.shape[1:])
-        sigma = self._list_levels(draws, self.options.clip_frames // self.sampler().chunk).repeat_interleave(
-            self.sampler().chunk, dim=1
-        )
-        made = self.clean(self.model, add_noise(real.latent, noise, sigma), sigma, real, None, self.clean_context(real, draws))
-        return endpoint_regression(made, real.latent, real.mask)
 
     def critic_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
