@@ -46,9 +46,7 @@ def validate_training(config: RunConfig, stage: TrainingOptions) -> None:
         _validate_own_rounds(stage)
         _validate_span(stage)
     if isinstance(stage, DmdStage):
-        _validate_rollouts(stage, config.model.sampler.chunk)
-        if stage.carry_on and config.model.sampler.sink:
-            raise ConfigError("stage.carry_on forgets how a rollout began, and model.sampler.sink keeps it: leave one of them out")
+        _validate_rollouts(stage, config.model.sampler)
     if isinstance(stage, SelfForcingStage | AnyflowStage):
         _validate_phases(stage, record.budget(config)["steps"])
 
@@ -132,7 +130,8 @@ def _validate_own_rounds(stage: ArDiffusionStage) -> None:
         )
 
 
-def _validate_rollouts(stage: DmdStage, chunk: int) -> None:
+def _validate_rollouts(stage: DmdStage, sampler: SamplerOptions) -> None:
+    chunk = sampler.chunk
     counts = [*stage.student_steps, stage.first_steps or 1]
     if not stage.student_steps or min(counts) < 1 or max(counts) > MOST_STEPS:
         raise ConfigError(
@@ -158,7 +157,7 @@ def _validate_rollouts(stage: DmdStage, chunk: int) -> None:
             "stage.rest_draws chooses clips for stage.rest, which is 0: set stage.rest, or leave stage.rest_draws out"
         )
     if stage.carry_on:
-        _validate_carry_on(stage)
+        _validate_carry_on(stage, sampler)
     if stage.score_min >= stage.score_max:
         raise ConfigError(f"stage.score_min must be below stage.score_max, got {stage.score_min} and {stage.score_max}")
     if stage.source is not Source.rollout:
@@ -182,7 +181,7 @@ def _validate_rollouts(stage: DmdStage, chunk: int) -> None:
         )
 
 
-def _validate_carry_on(stage: DmdStage) -> None:
+def _validate_carry_on(stage: DmdStage, sampler: SamplerOptions) -> None:
     stretch = stage.clip_frames - stage.context_frames
     more = stage.rollout_frames - stage.context_frames
     if not stage.context_frames or more < 2 * stretch or more % stretch:
@@ -197,6 +196,8 @@ def _validate_carry_on(stage: DmdStage) -> None:
         )
     if not (stage.score or stage.follow):
         raise ConfigError("stage.carry_on is of rollouts, and stage.score=0 without stage.follow makes none: leave it out")
+    if sampler.sink:
+        raise ConfigError("stage.carry_on forgets how a rollout began, and model.sampler.sink keeps it: leave one of them out")
 
 
 def _validate_phases(stage: SelfForcingStage | AnyflowStage, steps: float | None) -> None:
