@@ -17,6 +17,7 @@ from torch import Tensor
 
 from train.distributed import Ranks
 from train.made_once import GrowingArray, Report, make_once, open_array
+from train.place import without_place
 from train.unpack import Frames
 from worldmodel.runtime import generator
 
@@ -124,8 +125,9 @@ class Store:
 class ClipBatch:
     """latent (B,T,C,H,W) float32 at unit scale; action (B,T,A), action[:,t] led to frame t; mask bool (B,T), False = padding.
 
-    Of videos beside it: text (B,L,D), what the text encoder made of the prompts, negative (L,D) that of the negative prompt, both
-    padded with zeros; cameras: view matrices (B,T,4,4) and intrinsics (B,T,3,3).
+    place: how many channels of the latents, the last, say where the player is. Of videos beside it: text (B,L,D), what the text
+    encoder made of the prompts, negative (L,D) that of the negative prompt, both padded with zeros; cameras: view matrices
+    (B,T,4,4) and intrinsics (B,T,3,3).
     """
 
     latent: Tensor
@@ -134,6 +136,19 @@ class ClipBatch:
     text: Tensor | None = None
     negative: Tensor | None = None
     cameras: tuple[Tensor, Tensor] | None = None
+    place: int = 0
+
+    def seen(self, frames: int) -> Tensor:
+        """The first `frames` latents (B,frames,C,H,W) as a game has them of real pictures: nobody says where the player is."""
+        return without_place(self.latent[:, :frames], self.place)
+
+    def told(self, past: Tensor) -> Tensor:
+        """Latents `past` (B,n,C,H,W) with the recorded place where they say none: in the real frames that a rollout began with."""
+        if not self.place:
+            return past
+        picture, place = past.split((past.shape[2] - self.place, self.place), dim=2)
+        unknown = (place == 0).flatten(2).all(dim=2)[..., None, None, None]
+        return torch.cat((picture, torch.where(unknown, self.latent[:, : past.shape[1], -self.place :], place)), dim=2)
 
     def cut(self, start: int, stop: int) -> ClipBatch:
         """Frames start..stop of every clip."""
@@ -148,7 +163,8 @@ class ClipBatch:
         def pick(here: Tensor, there: Tensor) -> Tensor:
             return torch.where(chosen.reshape(-1, *[1] * (here.dim() - 1)), there, here)
 
-        return ClipBatch(pick(self.latent, other.latent), pick(self.action, other.action), pick(self.mask, other.mask))
+        latent, action, mask = (pick(getattr(self, n), getattr(other, n)) for n in ("latent", "action", "mask"))
+        return replace(self, latent=latent, action=action, mask=mask)
 
     def conditions(self, keep: Tensor | None = None) -> dict[str, Any]:
         """What `DiT` takes beside the noisy latents. keep: bool (B,), False hides the action and gives the negative prompt."""
@@ -179,7 +195,7 @@ class Clips:
         held_out: bool,
         conditions: Callable[[Tensor], dict[str, Any]] = lambda indices: {},
     ) -> None:
-        """conditions: numbers of frames (B,T) -> what else of `ClipBatch` belongs to them."""
+        """conditions: numbers of frames (B,T) -> what else of `ClipBatch` belongs to them; place: further channels (B,T,P,H,W)."""
         starts, lengths = data.part(held_out)
         self.sampler = ClipSampler(starts, lengths, frames)
         self._latents, self._actions, self._conditions = latents, actions, conditions
@@ -192,7 +208,10 @@ class Clips:
         indices, mask = self.sampler.clips(numbers)
         action = self._actions.pick(indices)
         known = mask.to(action.device, non_blocking=True)
-        return ClipBatch(self._latents.pick(indices).float(), action, known, **self._conditions(indices))
+        latent, told = self._latents.pick(indices).float(), self._conditions(indices)
+        if (place := told.pop("place", None)) is not None:
+            latent, told = torch.cat((latent, place), dim=2), {**told, "place": place.shape[2]}
+        return ClipBatch(latent, action, known, **told)
 
 
 def encode_latents(

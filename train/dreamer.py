@@ -28,8 +28,8 @@ CODEC_BATCH = 64
 class Dreamer:
     """B rollouts side by side: `start` fills the context with real frames, then `rollout` paints them chunk by chunk.
 
-    latent: the clean latents (B, C, h, w) of the newest picture, before decoding. Raises ConfigError for worlds of several pictures
-    a latent.
+    latent: the clean latents (B, C, h, w) of the newest picture, before decoding, without what is not of the picture. Raises
+    ConfigError for worlds of several pictures a latent.
     """
 
     def __init__(self, config: WorldConfig, model: DiT, codec: FrameCodec, steps: int | None = None) -> None:
@@ -60,7 +60,7 @@ class Dreamer:
         latents = self.encode(frames.reshape(-1, *frames.shape[2:])).unflatten(0, frames.shape[:2])
         for part, encoded in zip(latents.split(self.chunk, 1), self._actions(actions).split(self.chunk, 1), strict=True):
             self._commit(part, encoded)
-        self.latent = latents[:, -1]
+        self.latent = latents[:, -1, : self.config.codec.channels]
 
     def rollout(self, frames: np.ndarray, actions: np.ndarray, script: np.ndarray, seeds: Sequence[int]) -> Iterator[np.ndarray]:
         """`start`, then one picture (B, H, W, 3) per action of the script (B, T, A), dreamed chunk by chunk.
@@ -75,7 +75,7 @@ class Dreamer:
             pictures = self.decode(clean.flatten(0, 1))
             pictures = pictures.reshape(*clean.shape[:2], *pictures.shape[1:])
             for i in range(part.shape[1]):
-                self.latent = clean[:, i]
+                self.latent = clean[:, i, : self.config.codec.channels]
                 yield pictures[:, i]
 
     @torch.inference_mode()

@@ -181,7 +181,7 @@ def play_at_random(bench: Bench) -> tuple[dict[str, Any], np.ndarray, np.ndarray
     frames, stack = np.stack(pictures, axis=1), np.stack(latents, axis=1)
     data = np.concatenate([e.frames for e in bench.material.held_out])
     data = data[np.unique(np.linspace(0, len(data) - 1, size.codec_frames).astype(int))]
-    coded = bench.dreamer.encode(data).float().cpu().numpy()
+    coded = bench.dreamer.encode(data)[:, : bench.dreamer.config.codec.channels].float().cpu().numpy()
     whole = {"latent": _spread(coded), "pixel": _spread(data), "detail": detail(data)}
     rows = []
     for start in range(0, size.random_frames - min(WINDOW, size.random_frames) + 1, WINDOW):

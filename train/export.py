@@ -119,7 +119,7 @@ def export_run(stage: FlowMatching, progress: Progress) -> Path:
         width=width,
         fps=data.fps,
         model=stage.model_config,
-        codec=codec.config,
+        codec=dataclasses.replace(codec.config, place=stage.data.place),
         sampler=stage.sampler(),
         actions=data.spec,
         provenance=provenance(config, data, progress, codec_info),

@@ -6,7 +6,7 @@ Shapes: N frames of the data set, C H W latent, A action.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from train import videos
 from train.data import Clips, Store, encode_latents
+from train.place import PLACE_CHANNELS, place_channels
 from train.unpack import Frames, unpack
 from train.weights import LoadedCodec, check_codec, load_codec
 from worldmodel.action import ActionSpec
@@ -25,10 +26,14 @@ if TYPE_CHECKING:
 
 
 class Latents(Protocol):
-    """A data set as a stage sees it. codec: names the codec. folder: where caches of the data set live."""
+    """A data set as a stage sees it. place: of the channels, how many say where the player is (the last). codec: names the codec.
+
+    folder: where caches of the data set live.
+    """
 
     spec: ActionSpec
     shape: tuple[int, ...]
+    place: int
     digest: str
     codec: str
     folder: Path
@@ -48,7 +53,8 @@ def open_frames(context: Context) -> Frames:
 def open_latents(context: Context) -> Latents:
     """The data set of the run. Raises DataError, ConfigError, CheckpointError."""
     if context.size is not None:
-        return ShapesOnly(context.config.model.codec.channels, context.size)
+        place = PLACE_CHANNELS if context.config.data.place_span else 0
+        return ShapesOnly(context.config.model.codec.channels, place, context.size)
     root, network = Path(context.config.data.root), context.config.model.dit
     if videos.is_prepared(root):
         return videos.VideoLatents(context, root)
@@ -72,17 +78,28 @@ class RecordedLatents:
         on_gpu = context.config.train.on_gpu
         self._latents = Store(latents, context.device, on_gpu)
         self._actions = Store(self.frames.actions, context.device, on_gpu)
+        self._poses = Store(self.frames.poses, context.device, on_gpu)
         self.spec, self.digest, self.folder = self.frames.spec, self.frames.digest, self.frames.folder
-        self.shape, self.codec = latents.shape[1:], self.trained.digest
+        self.place, self.codec = PLACE_CHANNELS if context.config.data.place_span else 0, self.trained.digest
+        self.shape = (latents.shape[1] + self.place, *latents.shape[2:])
+        if self.place and self.frames.poses.shape[1] != 3:
+            raise ConfigError(f"data.place_span needs poses x, y, degrees, and {context.config.data.root} has none: leave it 0")
 
     @torch.no_grad()
     def _encode(self, pixels: Tensor) -> Tensor:
         with self._context.autocast():
-            return self.trained.codec.encode(to_float(pixels))
+            codec = self.trained.codec
+            return codec.encode(to_float(pixels))[:, : codec.cfg.channels]
 
     def clips(self, frames: int, held_out: bool) -> Clips:
         """See `Latents`."""
-        return Clips(self.frames, self._latents, self._actions, frames, held_out)
+        return Clips(self.frames, self._latents, self._actions, frames, held_out, self._told)
+
+    def _told(self, indices: Tensor) -> dict[str, Any]:
+        if not self.place:
+            return {}
+        options, (_, rows, columns) = self._context.config.data, self.shape
+        return {"place": place_channels(self._poses.pick(indices), options.place_span, options.place_view, (rows, columns))}
 
 
 class ShapesOnly:
@@ -90,8 +107,9 @@ class ShapesOnly:
 
     digest, codec, folder, spec = "", "", Path(), ActionSpec()
 
-    def __init__(self, channels: int, size: tuple[int, int]) -> None:
-        self.shape: tuple[int, ...] = (channels, size[0] // 8, size[1] // 8)
+    def __init__(self, channels: int, place: int, size: tuple[int, int]) -> None:
+        self.place = place
+        self.shape: tuple[int, ...] = (channels + place, size[0] // 8, size[1] // 8)
 
     def clips(self, frames: int, held_out: bool) -> Clips:
         """Clips that can be counted but not drawn."""

@@ -39,7 +39,7 @@ class OngoingRollouts:
 
     def _begin(self, numbers: Tensor, made: Tensor | None = None) -> None:
         self._numbers, self._real = numbers, self._clips.batch(numbers)
-        self._made = self._real.latent[:, : self._context] if made is None else made.to(self._real.latent.device)
+        self._made = self._real.seen(self._context) if made is None else made.to(self._real.latent.device)
 
     def add(self, made: Tensor) -> None:
         """What the stretch (B,stretch,C,H,W) became."""

@@ -148,7 +148,9 @@ class ModelOptions:
 class DataOptions:
     """root: folder of episodes. cache: where frames and latents are unpacked ("" = root/cache). world: name of the exported world.
 
-    workers: processes that unpack episodes (0 = one per core). title: one line for the world list.
+    workers: processes that unpack episodes (0 = one per core). title: one line for the world list. place_span: networks also dream
+    where the player is (see train.place), on a map of so many units (0 = they do not; poses x, y, degrees are needed), in pictures
+    that show so many degrees from left to right (place_view).
     """
 
     root: str = MISSING
@@ -156,6 +158,8 @@ class DataOptions:
     world: str = "world"
     title: str = ""
     workers: int = 0
+    place_span: float = 0.0
+    place_view: float = 90.0
 
 
 @dataclass

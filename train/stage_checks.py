@@ -56,7 +56,7 @@ def _validate_flow(stage: FlowStage, chunk: int) -> None:
         raise ConfigError(
             f"stage.clip_frames must be 2 or more and a multiple of model.sampler.chunk {chunk}, got {stage.clip_frames}"
         )
-    for name in ("action_dropout", "context_noise_prob", "context_noise_max"):
+    for name in ("action_dropout", "context_noise_prob", "context_noise_max", "place_unknown_prob"):
         value = float(getattr(stage, name, 0.0))
         if not 0.0 <= value <= 1.0:
             raise ConfigError(f"stage.{name} lies in [0, 1], got {value}")

@@ -89,7 +89,7 @@ class Student:
         sampler = self._sampler
         levels = noise_levels(steps or sampler.steps, sampler.shift, sampler.sigmas)
         self.begin(clips)
-        self.see(clips.latent[:, :context])
+        self.see(clips.seen(context))
         return self_rollout(
             self.denoise,
             self.cache,

@@ -102,6 +102,7 @@ class VideoLatents:
     """
 
     spec = ActionSpec()  # what players do moves the camera
+    place = 0
 
     def __init__(self, context: Context, root: Path) -> None:
         index = read_json(root / INDEX)

@@ -16,6 +16,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from train.data import file_digest
 from worldmodel.config import CodecConfig, DiTConfig, SamplerConfig, WorldConfig
 from worldmodel.errors import CheckpointError, ConfigError
 from worldmodel.models.codec import FrameCodec
+from worldmodel.models.dit import DiT
 from worldmodel.plain import from_dict, to_dict
 
 
@@ -119,7 +121,7 @@ def load_network(path: str, module: torch.nn.Module, target: str = "model", key:
     """Start `module` from a run (its newest averaged weights) or from a world folder. Raises ConfigError or CheckpointError.
 
     key: the setting that `path` came from, for messages. A flow map takes the embedding of a step's end from that of its start
-    where the weights have none; a camera branch that they lack begins at zero.
+    where the weights have none; a camera branch that they lack begins at zero, and so does what reads and writes further channels.
     """
     folder = Path(path)
     saved = states.load_latest(folder / "state", lambda text: None) if (folder / "state").is_dir() else None
@@ -130,10 +132,27 @@ def load_network(path: str, module: torch.nn.Module, target: str = "model", key:
     if any(name.startswith("end_noise.") for name in module.state_dict()):
         tensors = {f"end_{n}": t for n, t in tensors.items() if n.startswith("noise.")} | tensors
     tensors = {n: t for n, t in module.state_dict().items() if ".camera_out." in n} | tensors
+    if isinstance(module, DiT) and "patch.weight" in tensors:
+        tensors = _with_more_channels(tensors, module.cfg)
     try:
         module.load_state_dict({k: v.float() for k, v in tensors.items()})
     except RuntimeError as error:
         raise ConfigError(f"{key}={path} is a network of another shape: give the model.dit options it was trained with") from error
+
+
+def _with_more_channels(tensors: dict[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
+    """`tensors` with a first and a last layer for latents of config.in_channels, where theirs are for fewer."""
+    cells = config.patch**2
+    more = config.in_channels - tensors["patch.weight"].shape[1] // cells
+    if more <= 0:
+        return tensors
+    # a token is ordered channel, row, column where it comes in, and row, column, channel where it goes out
+    weight, bias = (tensors[name].unflatten(0, (cells, -1)) for name in ("head.weight", "head.bias"))
+    return tensors | {
+        "patch.weight": F.pad(tensors["patch.weight"], (0, more * cells)),
+        "head.weight": F.pad(weight, (0, 0, 0, more)).flatten(0, 1),
+        "head.bias": F.pad(bias, (0, more)).flatten(0, 1),
+    }
 
 
 def _export(folder: Path, description: str, data: dict[str, Any], tensors: dict[str, Tensor]) -> Path:

@@ -117,12 +117,15 @@ class CodecConfig:
     """What turns pictures into latents, 8x smaller in height and width, and back.
 
     kind: ``frame`` (the small autoencoder of bundled worlds, one latent a picture), or of video worlds ``wan_vae`` (of width
-    decoder_widths[0]) and ``taehv`` (decoder_widths from coarse to fine). channels: latent channels C. widths, decoder_widths:
-    convolution widths at 1/2, 1/4 and 1/8 of the picture's size. blocks: residual blocks at 1/8 (the other levels have one).
+    decoder_widths[0]) and ``taehv`` (decoder_widths from coarse to fine). channels: of a picture's latents. place:
+    further channels, in which a world that was trained with them dreams where its player is (train.place); zeros where nobody
+    knows. widths, decoder_widths: convolution widths at 1/2, 1/4 and 1/8 of the picture's size. blocks: residual blocks at 1/8
+    (the other levels have one).
     """
 
     kind: str = "frame"
     channels: int = 16
+    place: int = 0
     widths: tuple[int, int, int] = (64, 128, 192)
     decoder_widths: tuple[int, int, int] = (32, 64, 128)
     blocks: int = 2
@@ -130,6 +133,8 @@ class CodecConfig:
     def __post_init__(self) -> None:
         require(self.kind in CODECS, f"codec.kind is one of {', '.join(CODECS)}, got {self.kind!r}")
         require(1 <= self.channels <= _MOST_WIDTH, f"codec.channels lies in 1 to {_MOST_WIDTH}, got {self.channels}")
+        most = _MOST_WIDTH if self.kind == "frame" else 0
+        require(0 <= self.place <= most, f"codec.place of {self.kind} lies in 0 to {most}, got {self.place}")
         require(
             self.kind == "frame" or self.channels == VIDEO_CHANNELS,
             f"codec.channels of {self.kind} is {VIDEO_CHANNELS}, got {self.channels}",
@@ -139,6 +144,11 @@ class CodecConfig:
             value = getattr(self, name)
             fits = len(value) == 3 and min(value) >= 1 and max(value) <= _MOST_WIDTH
             require(fits, f"codec.{name} is three widths from 1 to {_MOST_WIDTH}, got {value}")
+
+    @property
+    def latent_channels(self) -> int:
+        """C, of a latent as the transformer has it."""
+        return self.channels + self.place
 
 
 class Kept(TypedDict):
@@ -287,16 +297,17 @@ class WorldConfig:
                 self.model.action_dim == self.actions.width,
                 f"model.action_dim is {self.model.action_dim} but the actions encode to {self.actions.width} numbers",
             )
+        more = f" + codec.place {self.codec.place}" if self.codec.place else ""
         require(
-            self.model.in_channels == self.codec.channels == self.model.out_channels,
+            self.model.in_channels == self.codec.latent_channels == self.model.out_channels,
             f"model.in_channels {self.model.in_channels}, model.out_channels {self.model.out_channels} "
-            f"and codec.channels {self.codec.channels} must agree",
+            f"and codec.channels {self.codec.channels}{more} must agree",
         )
 
     @property
     def latent_size(self) -> tuple[int, int, int]:
         """(C, H, W) of one latent frame."""
-        return self.codec.channels, self.height // 8, self.width // 8
+        return self.codec.latent_channels, self.height // 8, self.width // 8
 
     def to_json(self) -> str:
         return json.dumps(to_dict(self), indent=2) + "\n"

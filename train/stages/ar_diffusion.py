@@ -20,6 +20,7 @@ from train.distributed import Ranks
 from train.export import export_run
 from train.latents import RecordedLatents
 from train.options import Forcing
+from train.place import without_place
 from train.rollout import compare_rollouts, context_of
 from train.sheets import SHEET_CLIPS, rollout_sheet, video_sheet
 from train.stage_options import ArDiffusionStage
@@ -57,7 +58,18 @@ class ArDiffusion(FlowMatching):
         level = draws.uniform("context_sigma", -(-frames // options.context_noise_span)) * options.context_noise_max
         sigma = torch.where(noised, level.repeat_interleave(options.context_noise_span, dim=1)[:, :frames], 0.0)
         noise = draws.normal("context_noise", *batch.latent.shape[1:])
-        return {"clean": add_noise(self._own_context(batch, draws), noise, sigma), "clean_sigma": sigma}
+        clean = self._partly_placed(self._own_context(batch, draws), draws)
+        noisy, pictured = add_noise(clean, noise, sigma), clean.shape[2] - self.data.place
+        return {"clean": torch.cat((noisy[:, :, :pictured], clean[:, :, pictured:]), dim=2), "clean_sigma": sigma}
+
+    def _partly_placed(self, context: Tensor, draws: Draws) -> Tensor:
+        """Context latents (B,T,C,H,W) that in some clips say where the player is from a certain frame on only."""
+        if not self.data.place:
+            return context
+        chosen = draws.uniform("place_unknown", 1) < self.options.place_unknown_prob
+        index = torch.arange(context.shape[1], device=context.device)
+        unknown = chosen & (index < draws.uniform("place_known_from", 1) * (context.shape[1] + 1))
+        return without_place(context, self.data.place, unknown)
 
     @torch.no_grad()
     def _own_context(self, batch: ClipBatch, draws: Draws) -> Tensor:
@@ -86,8 +98,13 @@ class ArDiffusion(FlowMatching):
         count = min(ROLLOUTS, self.options.batch) if self.model_config.text_dim else ROLLOUTS
         clips, made = self._held_out_dream(count)
         context = clips.latent.shape[1] - made.shape[1]
-        real, last, mask = clips.latent[:, context:], clips.latent[:, context - 1 : context], clips.mask[:, context:]
-        return compare_rollouts(made, real, last, mask) or None
+        shown = self.latent_shape[0] - self.data.place
+        real, last, mask = (
+            clips.latent[:, context:, :shown],
+            clips.latent[:, context - 1 : context, :shown],
+            clips.mask[:, context:],
+        )
+        return compare_rollouts(made[:, :, :shown], real, last, mask) or None
 
     def _held_out_dream(self, count: int) -> tuple[ClipBatch, Tensor]:
         """`count` held-out clips, and what the network dreams behind the first third of each."""

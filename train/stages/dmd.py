@@ -175,7 +175,7 @@ class DistributionMatching(HeldStudent):
         options, student = self.options, self.student
         if past is None:
             batch = batch.cut(0, self._length(draws))
-            past = batch.latent[:, : options.context_frames]
+            past = batch.seen(options.context_frames)
         context, length, (kind, every_step) = past.shape[1], batch.latent.shape[1], self.jumps()
         student.begin(batch, self._stale)
         self._stale = False
@@ -192,7 +192,7 @@ class DistributionMatching(HeldStudent):
             every_step=every_step,
             context_sigma=self.sampler().context_sigma,
         )
-        latent = torch.cat((past, made), dim=1)
+        latent = torch.cat((batch.told(past), made), dim=1)
         dreamed = (torch.arange(length, device=latent.device) >= context).expand_as(batch.mask)
         # that recorded clips of videos end earlier is no matter: the prompt goes on, and a camera stands still
         return replace(batch, latent=latent, mask=dreamed if isinstance(self.data, VideoLatents) else batch.mask & dreamed)

@@ -99,11 +99,13 @@ class FrameCodec(nn.Module):
         self.register_buffer("latent_std", torch.ones(cfg.channels))
 
     def encode(self, rgb: Tensor) -> Tensor:
-        """(N,3,H,W) in [-1,1] -> (N,C,h,w) at unit scale."""
-        return (self.encoder(rgb) - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
+        """(N,3,H,W) in [-1,1] -> (N,C,h,w) at unit scale. Where the player is, no picture tells: those channels are zero."""
+        latent = (self.encoder(rgb) - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
+        return F.pad(latent, (0, 0, 0, 0, 0, self.cfg.place)) if self.cfg.place else latent
 
     def decode(self, latent: Tensor) -> Tensor:
         """(N,C,h,w) at unit scale -> (N,3,H,W), nominally in [-1,1] (not clamped)."""
+        latent = latent[:, : self.cfg.channels]
         return self.decoder(latent * self.latent_std[:, None, None] + self.latent_mean[:, None, None])
 
     def training_forward(self, rgb: Tensor, noise_std: float, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,172 @@
+"""Where the player is, beside the picture: what the channels say, who knows it when, and that networks with them train and play."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests import evaluate_boxes as boxes
+from tests.train_boxes import make_boxes, settings, train
+from train.distributed import Ranks
+from train.dreamer import Dreamer
+from train.latents import RecordedLatents
+from train.place import PLACE_CHANNELS, place_channels, without_place
+from train.stages import Context, build
+from train.weights import load_network
+from worldmodel.checkpoint import load_world
+from worldmodel.config import CodecConfig
+from worldmodel.errors import ConfigError
+from worldmodel.models.codec import FrameCodec
+from worldmodel.session import open_session
+
+CODEC = ("stage=codec", "stage.batch=16", "stage.lr=4e-3", "stage.scale_frames=64", "steps=20")
+FLOW = ("stage.batch=4", "stage.clip_frames=6", "steps=6")
+PLACE = ("data.place_span=64", "data.place_view=60")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recorded boxes with poses, a codec, and networks that know nothing and something of places."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("place_home")
+    boxes.make_boxes(folder / "data")
+    train(folder / "codec", f"data.root={folder}/data", *CODEC)
+    for name, more in (("plain", ()), ("ar", PLACE)):
+        train(folder / name, *_words(folder, "stage=ar_diffusion", *more))
+    return folder
+
+
+def _words(home: Path, *more: str) -> tuple[str, ...]:
+    return (f"data.root={home}/data", f"codec={home}/codec", *FLOW, *more)
+
+
+def _stage(home: Path, *more: str):  # type: ignore[no-untyped-def]
+    return build(Context(settings(*_words(home, *more)), Ranks(0, 1, torch.device("cpu")), home / "unused", print))
+
+
+def test_channels_are_waves_of_place_and_of_a_columns_direction() -> None:
+    poses = torch.tensor([[[100.0, 700.0, 30.0], [320.5, 12.0, 355.0]]])
+    channels = place_channels(poses, 1600.0, 90.0, (4, 6))
+    assert channels.shape == (1, 2, PLACE_CHANNELS, 4, 6)
+    x, y, degrees = poses[0, 1].tolist()
+    for row in range(4):
+        for column in range(6):
+            aside = math.degrees(math.atan((column + 0.5) / 3 - 1))  # half the picture's width spans 45 degrees
+            turns = (x / 1600, y / 1600, (degrees - aside) / 360)
+            waves = [wave(2 * math.pi * t * 2**k) for t in turns for wave in (math.sin, math.cos) for k in range(4)]
+            mine = channels[0, 1, :, row, column].tolist()
+            cell = row % 2 * 2 + column % 2
+            assert mine == pytest.approx([math.sqrt(2) * waves[4 * p + cell] for p in range(PLACE_CHANNELS)], abs=1e-4)
+
+
+def test_turning_moves_what_columns_say() -> None:
+    """What a column shows after a turn to the right is what one further right showed before."""
+    aside = math.degrees(math.atan(0.125) + math.atan(0.375))  # from the column left of the middle to the next but one
+    before, after = (place_channels(torch.tensor([5.0, 6.0, d]), 64.0, 90.0, (2, 8)) for d in (90.0, 90.0 - aside))
+    assert torch.allclose(before[:, :, 5], after[:, :, 3], atol=1e-4) and not torch.allclose(
+        before[:, :, 3], after[:, :, 3], atol=0.1
+    )
+
+
+def test_a_codec_neither_sees_nor_shows_the_place() -> None:
+    codec = FrameCodec(CodecConfig(channels=4, place=3, widths=(8, 8, 8), decoder_widths=(8, 8, 8), blocks=1))
+    latent = codec.encode(torch.rand(2, 3, 16, 16))
+    assert latent.shape == (2, 7, 2, 2) and not latent[:, 4:].any() and codec.cfg.latent_channels == 7
+    moved = latent.clone()
+    moved[:, 4:] = 1.0
+    assert torch.equal(codec.decode(moved), codec.decode(latent)) and torch.equal(without_place(moved, 3), latent)
+    with pytest.raises(ConfigError, match=r"codec\.place of taehv lies in 0 to 0, got 2"):
+        CodecConfig(kind="taehv", place=2)
+
+
+def test_clips_say_where_the_player_is(home: Path) -> None:
+    stage = _stage(home, "stage=ar_diffusion", *PLACE)
+    data = stage.data
+    assert isinstance(data, RecordedLatents) and data.place == PLACE_CHANNELS and data.shape[0] == 4 + PLACE_CHANNELS
+    numbers = torch.tensor([0, 3])
+    batch, (indices, _) = stage.clips.batch(numbers), stage.clips.sampler.clips(numbers)
+    poses = torch.from_numpy(np.array(data.frames.poses))[indices]
+    assert torch.allclose(batch.latent[:, :, 4:], place_channels(poses, 64.0, 60.0, data.shape[1:]))
+    seen = batch.seen(2)
+    assert torch.equal(seen[:, :, :4], batch.latent[:, :2, :4]) and not seen[:, :, 4:].any()
+    own = batch.latent[:, 2:4] + 0.5  # frames that a rollout made say where they are, and keep what they say
+    assert torch.equal(batch.told(torch.cat((seen, own), dim=1)), torch.cat((batch.latent[:, :2], own), dim=1))
+    assert torch.equal(batch.cut(1, 3).seen(2)[:, :, :4], batch.latent[:, 1:3, :4])
+    assert batch.where(torch.tensor([True, False]), batch).place == PLACE_CHANNELS
+
+
+def test_contexts_know_the_place_from_some_frame_on_whatever_hides_their_pictures(home: Path) -> None:
+    noise = ("stage.context_noise_prob=1", "stage.context_noise_max=1", "stage.batch=64", "stage.place_unknown_prob=0.5")
+    stage = _stage(home, "stage=ar_diffusion", *PLACE, *noise)
+    draws = stage.context.draws(0, 0)
+    batch = stage.clips.draw(draws)
+    clean = stage.clean_context(batch, draws)["clean"]
+    known = (clean[:, :, 4:] == batch.latent[:, :, 4:]).flatten(2).all(dim=2)
+    unknown = (clean[:, :, 4:] == 0).flatten(2).all(dim=2)
+    assert bool((known ^ unknown).all())  # nothing between, and no noise
+    assert bool((known.int().diff(dim=1) >= 0).all()) and 0.3 < float(known[:, 0].float().mean()) < 0.7
+    assert 0 < int(unknown[:, -1].sum()) < 32  # some clips never say it
+    assert bool((clean[:, :, :4] != batch.latent[:, :, :4]).any(dim=2).any())
+    told = _stage(home, "stage=ar_diffusion", *PLACE, *noise, "stage.place_unknown_prob=0").clean_context(batch, draws)["clean"]
+    assert torch.equal(told[:, :, 4:], batch.latent[:, :, 4:])
+
+
+def test_a_network_without_places_starts_one_with_them(home: Path) -> None:
+    """Its pictures at first are those of the network it comes from."""
+    plain, more = (_stage(home, "stage=ar_diffusion", f"init={home}/plain", *p).model for p in ((), PLACE))
+    noisy, sigma = torch.randn(2, 3, 4 + PLACE_CHANNELS, 4, 6), torch.full((2, 3), 0.7)
+    actions = torch.zeros(2, 3, plain.cfg.action_dim)
+    with torch.no_grad():
+        out = more(noisy, sigma, actions)
+        assert torch.allclose(out[:, :, :4], plain(noisy[:, :, :4], sigma, actions), atol=1e-6) and not out[:, :, 4:].any()
+    with pytest.raises(ConfigError, match="network of another shape"):
+        load_network(str(home / "ar"), plain)
+
+
+def test_every_stage_trains_with_places_and_its_world_plays(home: Path) -> None:
+    config = load_world(home / "ar" / "export").config
+    assert config.codec.place == PLACE_CHANNELS and config.latent_size[0] == 4 + PLACE_CHANNELS
+    train(home / "teacher", *_words(home, "stage=teacher", *PLACE, f"init={home}/ar"))
+    train(home / "cd", *_words(home, "stage=causal_cd", *PLACE, f"init={home}/ar"))
+    dmd = ("stage=dmd", f"init={home}/cd", f"teacher={home}/teacher", "stage.context_frames=2", "stage.anchor=0.1")
+    train(home / "dmd", *_words(home, *dmd, *PLACE, "stage.rollout_frames=6", "train.sample_steps=3"))
+    train(home / "long", *_words(home, *dmd, *PLACE, "stage.rollout_frames=14", "stage.carry_on=true"))
+    for name in ("dmd", "long"):
+        session = open_session(home / name / "export", device="cpu", threads=1)
+        frame = session.step(session.actions.decode(np.zeros(session.actions.width)))[0].rgb
+        assert frame.shape == (config.height, config.width, 3)
+        session.close()
+
+
+def test_rollouts_see_real_frames_as_a_game_does_and_are_judged_with_their_place(home: Path) -> None:
+    dmd = ("stage=dmd", f"init={home}/ar", "stage.score=0", "stage.anchor=1", "stage.context_frames=2", "stage.rollout_frames=6")
+    stage = _stage(home, *dmd, *PLACE)
+    shown: list[torch.Tensor] = []
+    see = stage.student.see
+    stage.student.see = lambda latents: (shown.append(latents), see(latents))  # type: ignore[method-assign]
+    draws = stage.context.draws(0, 0)
+    batch = stage.clips.draw(draws)
+    dream = stage.dream(batch, draws)
+    assert torch.equal(shown[0], batch.seen(2)) and torch.equal(dream.latent[:, :2], batch.latent[:, :2])
+    assert bool(dream.latent[:, 2:, 4:].any())
+
+
+def test_a_dream_measures_pictures_alone(home: Path) -> None:
+    world = load_world(home / "ar" / "export")
+    model, codec = world.build()
+    dreamer = Dreamer(world.config, model, codec)
+    spawn = world.spawns[0]
+    script = np.zeros((1, 2, world.config.actions.width), np.float32)
+    pictures = list(dreamer.rollout(spawn.frames[None], spawn.actions[None], script, [0]))
+    assert len(pictures) == 2 and dreamer.latent.shape[1] == 4
+
+
+def test_places_need_poses(home: Path, tmp_path: Path) -> None:
+    make_boxes(tmp_path / "data")
+    words = ("stage=ar_diffusion", f"data.root={tmp_path}/data", f"codec={home}/codec", *FLOW, *PLACE)
+    with pytest.raises(ConfigError, match=r"data\.place_span needs poses x, y, degrees"):
+        build(Context(settings(*words), Ranks(0, 1, torch.device("cpu")), tmp_path / "unused", print))
