@@ -137,7 +137,9 @@ def load_network(path: str, module: torch.nn.Module, target: str = "model", key:
     try:
         module.load_state_dict({k: v.float() for k, v in tensors.items()})
     except RuntimeError as error:
-        raise ConfigError(f"{key}={path} is a network of another shape: give the model.dit options it was trained with") from error
+        raise ConfigError(
+            f"{key}={path} is a network of another shape: give the model.dit options, and data.place_span, that it was trained with"
+        ) from error
 
 
 def _with_more_channels(tensors: dict[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
