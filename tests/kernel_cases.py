@@ -77,7 +77,7 @@ def blocks(
     return case
 
 
-def qk(batch: int, tokens: int, count: int, head: int, cached: bool, looking: bool = False) -> Callable[[Setting], Errors]:
+def qk(batch: int, tokens: int, count: int, head: int, cached: bool) -> Callable[[Setting], Errors]:
     def case(setting: Setting) -> Errors:
         from worldmodel.kernels import reference
         from worldmodel.kernels.triton_qk import qk_norm_rope
@@ -85,7 +85,7 @@ def qk(batch: int, tokens: int, count: int, head: int, cached: bool, looking: bo
         dim = count * head
         q, k, v = setting.draw(batch, tokens, 3 * dim, rows_apart=8).chunk(3, dim=-1)
         gains = setting.draw(dim), setting.draw(dim, dtype=torch.float32)
-        angles = setting.draw(*((batch, 1) if looking else ()), tokens, head // 2, dtype=torch.float32)
+        angles = setting.draw(tokens, head // 2, dtype=torch.float32)
         turn = angles.cos(), angles.sin()
         store = torch.full((2, batch, count, tokens + 9, head), NAN, device=setting.device, dtype=setting.dtype)
         slot = (store[0, :, :, 4 : 4 + tokens], store[1, :, :, 4 : 4 + tokens]) if cached else None
@@ -205,7 +205,6 @@ CASES: dict[str, Callable[[Setting], Errors]] = {
     "block_attention long frames": blocks("teacher_forcing", 2, 150, 1, 0, 0, 0, 16),
     "qk_norm_rope": qk(2, 5, 3, 10, False),
     "qk_norm_rope into a cache": qk(2, 7, 2, 24, True),
-    "qk_norm_rope where clips look elsewhere": qk(2, 7, 2, 24, True, looking=True),
     "modulate": rows("modulate", 2, 3, 19, 40),
     "modulate one token": rows("modulate", 1, 2, 1, 33),
     "gate_residual": rows("gate_residual", 2, 3, 19, 40),

@@ -24,7 +24,6 @@ from worldmodel.frame_program import FrameProgram, Given, Passes
 from worldmodel.models.dit import DiT
 from worldmodel.models.embeddings import rope_tables
 
-LOOKING = dataclasses.replace(tiny_config().model, view=90.0, turn=5, turn_degrees=4.0)
 CASES = [{}, {"sink": 1}, {"chunk": 3, "window": 9}, {"camera": False}, {"window": 4, "memory": 2, "memory_every": 2}]
 
 
@@ -101,26 +100,11 @@ def test_a_video_program_shows_the_pictures_of_plain_passes(case):
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
-@pytest.mark.parametrize(
-    "case", [{"kind": "euler"}, {"kind": "consistency"}, {"model": LOOKING}], ids=["euler", "consistency", "looking"]
-)
-def test_a_program_shows_the_pictures_of_plain_passes(tmp_path, chunk, case):
-    by_pass, program = (chunky(tmp_path / name, chunk, **case) for name in ("plain", "program"))
+@pytest.mark.parametrize("kind", ["euler", "consistency"])
+def test_a_program_shows_the_pictures_of_plain_passes(tmp_path, chunk, kind):
+    by_pass, program = (chunky(tmp_path / name, chunk, kind=kind) for name in ("plain", "program"))
     assert same(rooms_rollout(plain(by_pass)), rooms_rollout(program))
     assert torch.equal(by_pass.cache.store, program.cache.store)
-
-
-@pytest.mark.parametrize("merge", [False, True])
-def test_a_program_goes_back_to_where_one_looked(tmp_path, merge):
-    session = chunky(tmp_path, 1, model=LOOKING)
-    session.merge = merge
-    rooms_rollout(session)
-    saved = session.snapshot()
-    then = [session.step(action)[0].rgb for action in (WALK, NOOP, WALK)]
-    session.restore(saved)
-    assert same([session.step(action)[0].rgb for action in (WALK, NOOP, WALK)], then)
-    session.reset(seed=3)
-    assert session.cache.heading.tolist() != saved.cache.heading.tolist()
 
 
 def test_a_program_tells_flow_maps_where_their_steps_end():
@@ -156,9 +140,8 @@ def test_throughput_mode_dreams_the_same(case):
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
-@pytest.mark.parametrize("case", [{}, {"model": LOOKING}], ids=["plain", "looking"])
-def test_throughput_mode_knows_actions(tmp_path, chunk, case):
-    apart, merged = (chunky(tmp_path / name, chunk, **case) for name in ("apart", "merged"))
+def test_throughput_mode_knows_actions(tmp_path, chunk):
+    apart, merged = (chunky(tmp_path / name, chunk) for name in ("apart", "merged"))
     merged.merge = True
     pairs = zip(rooms_rollout(apart), rooms_rollout(merged), strict=True)
     assert max(int(np.abs(a.astype(int) - b).max()) for a, b in pairs) <= 1
@@ -168,7 +151,7 @@ def test_throughput_mode_knows_actions(tmp_path, chunk, case):
     assert merged._pending is None
 
 
-@pytest.mark.parametrize("case", [{}, {"sink": 1}, {"chunk": 3, "frames": 3}, {"memory": 2, "memory_every": 2}, {"model": LOOKING}])
+@pytest.mark.parametrize("case", [{}, {"sink": 1}, {"chunk": 3, "frames": 3}, {"memory": 2, "memory_every": 2}], ids=str)
 def test_throughput_mode_dreams_the_same_with_the_passes_that_are_compiled(tmp_path, case):
     """What is compiled is run as it is here: with a cache that is full from the start, and with one that fills while it plays."""
     apart, merged = (chunky(tmp_path / name, **({"chunk": 1} | case)) for name in ("apart", "merged"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train_boxes import SPEC, make_boxes, make_episode, settings, train
+from tests.train_boxes import make_boxes, settings, train
 from train import record
 from train.distributed import Ranks
 from train.jobs import run
@@ -17,7 +17,6 @@ from train.options import CacheGradient
 from train.stages import Context, build
 from train.stages.dmd import DistributionMatching
 from train.state import TrainState, load_latest
-from worldmodel.data.episode import episode_path, save
 from worldmodel.errors import ConfigError
 from worldmodel.session import open_session
 
@@ -131,22 +130,6 @@ def test_the_anchor_adds_the_distance_to_real_clips(home: Path) -> None:
     assert once > plain and thrice - plain == pytest.approx(3 * (once - plain), rel=1e-4)
 
 
-def test_a_rollout_follows_the_recording(home: Path) -> None:
-    stage = _dmd(home, "stage.follow=1", "stage.rollout_frames=10", "stage.student_steps=[2]")
-    draws = stage.context.draws(1, 0)
-    batch = stage.clips.draw(draws)
-    dream = stage.dream(batch, draws)
-    length, frames = dream.latent.shape[1], stage.options.clip_frames
-    errors = (dream.latent - batch.latent[:, :length]).square().mean(dim=(2, 3, 4))[:, -frames:]
-    made = dream.mask[:, -frames:]
-    lost = (0.5 * (1 - (-errors / 0.5).exp()))[made].mean()
-    assert torch.allclose(stage.generator_loss(batch, draws)[1]["follow"], lost, rtol=1e-4)
-    alone = _dmd(home, "stage.score=0", "stage.follow=2", "teacher=''", "stage.student_steps=[2]")
-    loss, _ = alone.generator_loss(batch, draws)
-    loss.backward()
-    assert sum(p.grad.abs().sum() for p in alone.model.parameters() if p.grad is not None) > 0
-
-
 def test_a_rollout_rests_where_the_recording_does(home: Path) -> None:
     stage = _dmd(home, "stage.rest=1", "stage.student_steps=[2]")
     draws = stage.context.draws(0, 0)
@@ -239,25 +222,6 @@ def test_rollouts_of_another_number_of_processes_begin_anew(home: Path) -> None:
     wide = _dmd(home, "stage.carry_on=true", "stage.rollout_frames=22", "stage.batch=8")
     wide.load_extra_state(state)
     assert len(list(wide.updates(1))) == 1
-
-
-def test_directions_are_trained_with(home: Path, tmp_path: Path) -> None:
-    turning = replace(SPEC, axes=(replace(SPEC.axes[0], source="mouse_x"),))
-    for i in range(4):
-        save(episode_path(tmp_path / "data", i), replace(make_episode(i, 24), spec=turning))
-    data, view = (f"data.root={tmp_path}/data", f"codec={home}/codec", "train.log_steps=1"), "model.dit.view=90"
-    for name, kind in (("teacher", "teacher"), ("ar", "ar_diffusion")):  # a network without directions may go on with them
-        train(tmp_path / name, *data, f"stage={kind}", f"init={home}/{name}", "steps=3", view, *FLOW)
-    more = (*data, "stage=dmd", f"init={tmp_path}/ar", *FLOW, *ROLLOUT)
-    state = train(tmp_path / "dmd", *more, f"teacher={tmp_path}/teacher", view, "steps=3")
-    assert all(tensor.isfinite().all() for tensor in state.modules["model"].values())
-    session = open_session(tmp_path / "dmd/export", device="cpu", threads=1)
-    assert session.config.model.view == 90 and session.config.model.turn == 2
-    session.close()
-    with pytest.raises(ConfigError, match=r"teacher=\S* was trained with model\.dit\.view=0, and this run has 90"):
-        train(tmp_path / "bad", *more, f"teacher={home}/teacher", view, "steps=3")
-    with pytest.raises(ConfigError, match=r"init=\S* was trained with model\.dit\.view=90, and this run has 0"):
-        train(tmp_path / "bad", *more, f"teacher={home}/teacher", "steps=3")
 
 
 def test_long_rollouts_are_scored_on_their_end(home: Path) -> None:

@@ -9,11 +9,10 @@ import pytest
 
 from tests.train_boxes import command, composed, environment, settings
 from train.checks import validate
-from train.config import dit_config, register
+from train.config import register
 from train.jobs import gpu_of, take_gpu
 from train.settings import explain_settings, options_first
 from train.stage_options import ArDiffusionStage
-from worldmodel.action import ActionSpec, Axis, Button
 from worldmodel.errors import ConfigError
 
 
@@ -98,7 +97,6 @@ def test_wrong_values_are_explained(words: list[str], expected: str) -> None:
         ("dmd", ["stage.first_steps=4", "stage.source=forced"], "first_steps is a setting of rollouts, and stage.source=forced"),
         ("causvid", ["stage.cache_gradient=carried"], "cache_gradient is a setting of rollouts, and stage.source=noised"),
         ("dmd", ["stage.rest=1", "stage.source=noised"], "rest is a setting of rollouts, and stage.source=noised"),
-        ("causvid", ["stage.follow=1"], "follow is a setting of rollouts, and stage.source=noised"),
         ("ar_diffusion", ["stage.context_noise_span=0"], "stage.context_noise_span must be"),
         ("dmd", ["stage.carry_on=true"], r"goes on by .* = 16 frames: set stage.rollout_frames to 8 \+ 2 or more times 16"),
         ("dmd", ["stage.carry_on=true", "stage.rollout_frames=39"], "2 or more times 16"),
@@ -109,7 +107,6 @@ def test_wrong_values_are_explained(words: list[str], expected: str) -> None:
         ("causvid", ["stage.carry_on=true", "stage.rollout_frames=248"], "carry_on is a setting of rollouts"),
         ("dmd", ["stage.context_noise_span=8"], "is of a clean past that is noised"),
         ("ar_diffusion", ["stage.context_noise_span=8", "stage.forcing=diffusion"], "is of a clean past that is noised"),
-        ("dmd", ["stage.follow=-1"], "stage.follow must be a number from 0 up, got -1"),
         ("dmd", ["stage.score=0"], "stage.score=0 leaves nothing to learn from"),
         ("anyflow", ["stage.score=0", "stage.rest=1"], "stage.score=0 leaves nothing to learn from"),
         ("dmd", ["stage.rest_draws=3"], "rest_draws chooses clips for stage.rest, which is 0"),
@@ -171,18 +168,6 @@ def test_words_that_do_nothing_are_explained(words: list[str], expected: str) ->
     register()
     with pytest.raises(ConfigError, match=expected):
         explain_settings([*words, "--cfg"])
-
-
-def test_a_view_is_turned_by_the_mouse() -> None:
-    config = composed("stage=ar_diffusion", "model.dit.view=90")
-    buttons = (Button("forward"), Button("back"))
-    spec = ActionSpec(buttons, (Axis("look", "mouse_y"), Axis("turn", "mouse_x", scale=4.0)))
-    made = dit_config(config, 16, spec)
-    assert (made.view, made.turn, made.turn_degrees, made.action_dim) == (90.0, 3, 4.0, 4)
-    for axes in ((), (Axis("steer", "mouse_x", unit="steering"),)):
-        with pytest.raises(ConfigError, match=r"model\.dit\.view needs an action in degrees that the mouse's x gives"):
-            dit_config(config, 16, ActionSpec(buttons, axes))
-    assert dit_config(composed("stage=ar_diffusion"), 16, ActionSpec(buttons)).view == 0
 
 
 def test_the_sampler_of_what_is_no_student_is_free() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import pytest
@@ -16,7 +15,6 @@ from train.objectives import (
     distribution_matching,
     endpoint_regression,
     flow_map_target,
-    following,
     rest_targets,
 )
 from train.stages.anyflow import balance
@@ -78,18 +76,6 @@ def test_distribution_gradient_by_hand() -> None:
     torch.testing.assert_close(leaf.grad, torch.tensor([-1.0, 0.0]).reshape(leaf.shape))
     same = distribution_gradient(real, fake, real, mask)  # nothing to divide by
     assert bool(torch.isfinite(same).all())
-
-
-def test_following_pulls_at_what_is_near_and_lets_go_of_what_is_lost() -> None:
-    real = torch.zeros(1, 4, 1, 1, 1)
-    dream = torch.tensor([0.01, 0.5, 3.0, 9.0]).reshape(real.shape).requires_grad_()
-    mask = torch.tensor([[True, True, True, False]])
-    following(dream, real, mask).backward()
-    pull = dream.grad.flatten() * 3
-    assert pull[0] == pytest.approx(2 * 0.01, rel=1e-3) and pull[1] == pytest.approx(2 * 0.5 * math.exp(-0.5), rel=1e-3)
-    assert pull[2].abs() < 1e-6 and pull[3] == 0
-    near = following(0.01 * torch.ones_like(real), real, mask)
-    assert near == pytest.approx(float(endpoint_regression(0.01 * torch.ones_like(real), real, mask)), rel=1e-3)
 
 
 def test_a_rest_is_held_to_the_frame_it_began_with() -> None:

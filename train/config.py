@@ -25,7 +25,6 @@ from train.stage_options import (
     TcmStage,
     TeacherStage,
 )
-from worldmodel.action import ActionSpec
 from worldmodel.config import CodecConfig, DiTConfig, SamplerConfig
 from worldmodel.errors import ConfigError
 
@@ -103,12 +102,9 @@ def codec_config(config: RunConfig) -> CodecConfig:
     return CodecConfig(channels=c.channels, widths=widths[0], decoder_widths=widths[1], blocks=c.blocks)  # type: ignore[arg-type]
 
 
-def dit_config(config: RunConfig, channels: int, actions: ActionSpec) -> DiTConfig:
-    """The transformer for latents of `channels` and encoded `actions`. Raises ConfigError if nothing turns a view that it wants."""
+def dit_config(config: RunConfig, channels: int, action_dim: int) -> DiTConfig:
+    """The transformer for latents of `channels` and actions of `action_dim` numbers."""
     d = config.model.dit
-    turning = [i for i, axis in enumerate(actions.axes) if axis.source == "mouse_x" and axis.unit == "degrees"]
-    if d.view and not turning:
-        raise ConfigError("model.dit.view needs an action in degrees that the mouse's x gives, and this data has none: leave it 0")
     return DiTConfig(
         dim=d.dim,
         layers=d.layers,
@@ -118,10 +114,7 @@ def dit_config(config: RunConfig, channels: int, actions: ActionSpec) -> DiTConf
         out_channels=channels,
         patch=d.patch,
         freq_dim=d.freq_dim,
-        action_dim=actions.width,
-        view=d.view,
-        turn=len(actions.buttons) + turning[0] if d.view else 0,
-        turn_degrees=actions.axes[turning[0]].scale if d.view else 1.0,
+        action_dim=action_dim,
         activation=d.activation,
         eps=d.eps,
         text_dim=d.text_dim,

@@ -108,7 +108,7 @@ class Dreamer:
         return self.decode(self.encode(frames))
 
     def _actions(self, encoded: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(encoded, dtype=np.float32)).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(encoded, dtype=np.float32)).to(self.device, self.dtype)
 
     def _levels(self, sigma: float) -> Tensor:
         return torch.full((len(self._seeds), self.chunk), sigma, device=self.device)

@@ -80,9 +80,7 @@ def dry_stage(config: RunConfig, size: tuple[int, int]) -> FlowMatching:
         raise ConfigError(f"stage={config.stage.kind} is not estimated: choose one that trains a transformer")
     precision = Precision.bf16 if config.train.precision is Precision.auto else config.train.precision
     train = replace(config.train, precision=precision, fsdp=False, checkpoint_activations=False)
-    # positions weigh nothing, and only data know what turns them
-    model = replace(config.model, dit=replace(config.model.dit, view=0.0))
-    dry = replace(config, train=train, model=model, init=config.init or "later", teacher=config.teacher or "later")
+    dry = replace(config, train=train, init=config.init or "later", teacher=config.teacher or "later")
     stage = build(Context(dry, Ranks(0, 1, torch.device("meta")), Path(), lambda text: None, size))
     assert isinstance(stage, FlowMatching)
     return stage

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from worldmodel.diffusion import shifted_grid
 
-LOST = 0.5  # squared error of latents, of unit spread, beyond which a picture shows more and more something else
 REST = 0.02  # latents, of unit spread, of equal pictures differ by less: they are kept in half precision
 
 
@@ -86,17 +85,6 @@ def rest_targets(dream: Tensor, real: Tensor, action: Tensor, context: int) -> t
     known = unmoved & (stopped < context)
     began = torch.where(known, stopped, began)
     return dream.detach()[torch.arange(len(dream), device=dream.device)[:, None], began], idle | known
-
-
-def following(dream: Tensor, real: Tensor, mask: Tensor) -> Tensor:
-    """How far rollouts went astray of the recording under the same actions: mean of LOST (1 - exp(-e / LOST)) over valid frames, e
-    being the mean |dream - real|^2 of a frame.
-
-    Near the real frame this is e. A frame that shows another place gets no gradient: the mean of all that it might show is grey.
-    """
-    error = (dream.float() - real.float()).square().mean(dim=(2, 3, 4))
-    valid = mask.to(error.dtype)
-    return (-LOST * torch.expm1(-error / LOST) * valid).sum() / valid.sum().clamp(min=1)
 
 
 def flow_map_target(velocity: Tensor, slope: Tensor, gap: Tensor) -> Tensor:

@@ -93,7 +93,6 @@ class DiTOptions:
     """The free part of DiTConfig; channel and action widths follow from codec and data.
 
     text_dim, text_len: of prompt embeddings (0: no prompts); camera: poses move a camera. Both only for data of `train.prepare`.
-    view: horizontal field of view of a first-person world that the mouse turns, in degrees: positions then tell directions.
     """
 
     dim: int = 320
@@ -107,7 +106,6 @@ class DiTOptions:
     text_dim: int = 0
     text_len: int = 512
     camera: bool = False
-    view: float = 0.0
 
 
 @dataclass

@@ -56,17 +56,6 @@ def check_kinds(config: RunConfig) -> None:
     for key in ("init", "teacher"):
         if place := getattr(config, key):
             check_kind(config.stage, key, place, kind_in(Path(place)))
-            _check_view(key, Path(place), config.model.dit.view)
-
-
-def _check_view(key: str, place: Path, view: float) -> None:
-    """Raise ConfigError for a network that was trained with positions of another view: no weight tells them apart.
-
-    A network may begin from one whose positions told no directions.
-    """
-    told = float(description(place).get("model", {}).get("view", (record.begun(place) or {}).get("model.dit.view", 0.0)))
-    if told != view and (told or key == "teacher"):
-        raise ConfigError(f"{key}={place} was trained with model.dit.view={told:g}, and this run has {view:g}: give the same")
 
 
 def check_folder(place: Path) -> None:

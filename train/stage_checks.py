@@ -75,7 +75,7 @@ def _validate_ranges(stage: ArDiffusionStage) -> None:
             ends = "[0, 1)" if name == "target_decay" else "[0, 1]"
             raise ConfigError(f"stage.{name} lies in {ends}, got {getattr(stage, name)}")
     factors = ("guidance", "trajectory_guidance", "critic_lr", "pretrain_lr", "fake_weight", "mix_weight", "boundary_weight")
-    names = (*factors, "score", "anchor", "follow", "rest", "pretrain_steps", "own_rounds", "first_steps")
+    names = (*factors, "score", "anchor", "rest", "pretrain_steps", "own_rounds", "first_steps")
     not_negative({f"stage.{n}": getattr(stage, n) for n in names if hasattr(stage, n)})
     counts = ("pairs", "critic_updates", "rest_draws", "context_noise_span")
     at_least_one({f"stage.{n}": getattr(stage, n) for n in counts if hasattr(stage, n)})
@@ -148,9 +148,9 @@ def _validate_rollouts(stage: DmdStage, sampler: SamplerOptions) -> None:
             "0 <= stage.context_frames < stage.clip_frames <= stage.rollout_frames must hold, got "
             f"{stage.context_frames}, {stage.clip_frames}, {stage.rollout_frames}"
         )
-    if not stage.score and (stage.kind != "dmd" or not (stage.anchor or stage.follow or stage.rest)):
+    if not stage.score and (stage.kind != "dmd" or not (stage.anchor or stage.rest)):
         raise ConfigError(
-            "stage.score=0 leaves nothing to learn from: set stage.rest, .follow or .anchor of stage=dmd, or a score above 0"
+            "stage.score=0 leaves nothing to learn from: set stage.rest or stage.anchor of stage=dmd, or a score above 0"
         )
     if stage.rest_draws > 1 and not stage.rest:
         raise ConfigError(
@@ -162,13 +162,7 @@ def _validate_rollouts(stage: DmdStage, sampler: SamplerOptions) -> None:
         raise ConfigError(f"stage.score_min must be below stage.score_max, got {stage.score_min} and {stage.score_max}")
     if stage.source is not Source.rollout:
         carried = stage.cache_gradient is CacheGradient.carried
-        rollouts = {
-            "carry_on": stage.carry_on,
-            "first_steps": stage.first_steps,
-            "cache_gradient": carried,
-            "follow": stage.follow,
-            "rest": stage.rest,
-        }
+        rollouts = {"carry_on": stage.carry_on, "first_steps": stage.first_steps, "cache_gradient": carried, "rest": stage.rest}
         for name, wanted in rollouts.items():
             if wanted:
                 raise ConfigError(
@@ -194,8 +188,8 @@ def _validate_carry_on(stage: DmdStage, sampler: SamplerOptions) -> None:
             "stage.rest asks where the recording stands still, and rollouts that carry on are elsewhere: set stage.rest=0, or "
             "leave stage.carry_on out"
         )
-    if not (stage.score or stage.follow):
-        raise ConfigError("stage.carry_on is of rollouts, and stage.score=0 without stage.follow makes none: leave it out")
+    if not stage.score:
+        raise ConfigError("stage.carry_on is of rollouts, and stage.score=0 makes none: leave it out")
     if sampler.sink:
         raise ConfigError("stage.carry_on forgets how a rollout began, and model.sampler.sink keeps it: leave one of them out")
 

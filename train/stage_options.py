@@ -173,16 +173,12 @@ class DmdStage(ArDiffusionStage):
     from update to update until they are that long, clip_frames - context_frames at a time: long ones cost little more. score_min,
     score_max: range of the noise level that the scores are taken at.
 
-    score: weight of distribution matching; 0 = none, and neither teacher nor critic, only the three regressions that follow.
+    score: weight of distribution matching; 0 = none, and neither teacher nor critic, only the two regressions that follow.
 
     anchor: weight of a regression that is not in the paper: clean predictions from noised real clips, with the past that own_rounds
     makes, must stay near the real ones. (Scores alone say what looks right, not that it follows from the keys.)
 
-    follow: weight of another one: frames of a rollout must be the recorded ones while they are near them (`following`). What
-    a rollout sees of the past is its own, so it learns to come back to the real world instead of going on from its errors. For
-    worlds that actions decide.
-
-    rest: weight of a third one: where the recorded world stands still, because nobody acts or a wall is in the way, the rollout
+    rest: weight of another one: where the recorded world stands still, because nobody acts or a wall is in the way, the rollout
     must, too (`rest_targets`). Without it the same small error is added to a resting view again and again. Not for videos, which
     move by themselves.
     rest_draws: of so many clips the one with the longest rest is what a rollout of the student's updates goes along; beside scores
@@ -205,7 +201,6 @@ class DmdStage(ArDiffusionStage):
     score_max: float = 0.98
     score: float = 1.0
     anchor: float = 0.0
-    follow: float = 0.0
     rest: float = 0.0
     rest_draws: int = 1
     action_dropout: float = 0.0

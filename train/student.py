@@ -113,8 +113,8 @@ class Student:
 
     def _replay(self, noisy: Tensor, level: Tensor, end: Tensor, actions: Tensor) -> Tensor:
         assert self._copy is not None
-        ctx = self._copy.context(noisy.shape, noisy.device, Layout.bidirectional(), cache=self.cache, actions=actions)
-        inputs = (noisy.bfloat16(), level, end, actions, ctx.cos, ctx.sin)
+        ctx = self._copy.context(noisy.shape, noisy.device, Layout.bidirectional(), cache=self.cache)
+        inputs = (noisy.bfloat16(), level, end, actions.bfloat16(), ctx.cos, ctx.sin)
         key = (self.cache.filled, noisy.shape[1])
         if key not in self._graphs:
             self._graphs[key] = self._capture(inputs)

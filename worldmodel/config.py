@@ -63,9 +63,7 @@ class DiTConfig:
     dim: model width D; a multiple of heads, head width even. patch: latent pixels per token side (time patch is 1).
     text_dim: width of the text states, 0 = no text. action_dim: length A of the encoded action, 0 = none.
     camera: the projective camera branch (PRoPE). flow_map: the net is also told the level a step ends at, and predicts the average
-    velocity between the two. activation: of the feed-forward net. view: horizontal field of view, in degrees, of a first-person
-    world, whose rotary positions then also tell the direction a token shows; entry number `turn` of an encoded action turns it
-    to the right by `turn_degrees` times its value. 0 = positions within the picture only.
+    velocity between the two. activation: of the feed-forward net.
     """
 
     dim: int = 320
@@ -81,9 +79,6 @@ class DiTConfig:
     action_dim: int = 0
     camera: bool = False
     flow_map: bool = False
-    view: float = 0.0
-    turn: int = 0
-    turn_degrees: float = 1.0
     activation: str = "relu2"
     eps: float = 1e-6
 
@@ -98,11 +93,6 @@ class DiTConfig:
         )
         require(self.activation in ACTIVATIONS, f"model.activation is one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         require(min(self.text_dim, self.text_len, self.action_dim) >= 0, "model.text_* and model.action_dim cannot be negative")
-        require(0 <= self.view < 180, f"model.view lies in 0 to 180 degrees, got {self.view}")
-        if self.view:
-            require(0 <= self.turn < self.action_dim, f"model.turn is an entry of {self.action_dim} actions, got {self.turn}")
-            require(0 < abs(self.turn_degrees) <= 360, f"model.turn_degrees lies within 360 degrees, got {self.turn_degrees}")
-            require(self.head_dim >= 12, f"model.view needs a head width of at least 12, got {self.head_dim}")
         for name, most in _MOST.items():
             require(getattr(self, name) <= most, f"model.{name} can be at most {most}, got {getattr(self, name)}")
         require(0 < self.eps < 1, f"model.eps must lie between 0 and 1, got {self.eps}")

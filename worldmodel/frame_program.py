@@ -47,7 +47,7 @@ class Passes:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What a chunk is dreamed under: encoded actions (1,T,A), float32; text states; view matrices (1,T,4,4), intrinsics (1,T,3,3).
+    """What a chunk is dreamed under: encoded actions (1,T,A), text states, view matrices (1,T,4,4) with intrinsics (1,T,3,3).
 
     Actions and matrices may lie in the host's memory, the text states lie on the device.
     """
@@ -162,10 +162,7 @@ class FrameProgram:
         self._cache.commit()
 
     def look_ahead(self, latent_size: tuple[int, int, int], chunks: int = 1) -> None:
-        """Make what the positions of the next chunks say, as far as no action decides it, so that the pass over them finds it made.
-
-        latent_size: C H W.
-        """
+        """Make what the positions of the next chunks say, so that the pass over them finds it made. latent_size: C H W."""
         self._model.context(
             (1, chunks * self._cache.chunk, *latent_size), torch.device("cpu"), Layout.bidirectional(), cache=self._cache
         )
@@ -220,7 +217,7 @@ class FrameProgram:
         clean, frames = self._put("finished", finished[0]), finished[0].shape[1]
         both, actions = self._fill((1, 2 * frames, *clean.shape[2:]), given.behind(finished[1]), "both ")
         merged = MergedCache(self._cache, self._put("rows", self._cache.rows()))
-        cos, sin = (table.chunk(2, dim=-2)[1] for table in (both.cos, both.sin))
+        cos, sin = (table.chunk(2)[1] for table in (both.cos, both.sin))
         cameras = None if both.cameras is None else (both.cameras[0][:, frames:], both.cameras[1][:, frames:])
         own, own_actions = AttentionContext(cos, sin, cameras), None if actions is None else actions[:, frames:]
 
@@ -254,15 +251,12 @@ class FrameProgram:
     def _fill(self, shape: Sequence[int], given: Given, prefix: str) -> tuple[AttentionContext, Tensor | None]:
         """Copy what passes over latents of `shape` depend on, the latents left out, into buffers -> these."""
         cpu = torch.device("cpu")
-        made = self._model.context(
-            tuple(shape), cpu, Layout.bidirectional(), cameras=given.cameras, cache=self._cache, actions=given.actions
-        )
+        made = self._model.context(tuple(shape), cpu, Layout.bidirectional(), cameras=given.cameras, cache=self._cache)
         cos, sin = self._put(f"{prefix}cos", made.cos), self._put(f"{prefix}sin", made.sin)
         cameras = None
         if made.cameras is not None:
             cameras = self._put(f"{prefix}camera", made.cameras[0]), self._put(f"{prefix}camera inverse", made.cameras[1])
-        # positions are made from the actions as they are; the network takes them in its own type
-        actions = None if given.actions is None else self._put(f"{prefix}actions", given.actions.to(self._cache.store.dtype))
+        actions = None if given.actions is None else self._put(f"{prefix}actions", given.actions)
         self._stage_text(given.text)
         return AttentionContext(cos, sin, cameras), actions
 

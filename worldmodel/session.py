@@ -139,7 +139,7 @@ class WorldSession(Dream):
         chunk, left_out = self.frames_per_action, len(start.frames) % self.frames_per_action
         latents, actions = self._encode(start.frames[left_out:]), torch.from_numpy(start.actions[left_out:])
         for latent, action in zip(latents.split(chunk), actions.split(chunk), strict=True):
-            self._program.commit(latent[None], Given(action[None]))
+            self._program.commit(latent[None], Given(action.to(self._dtype)[None]))
         self.frame = Frame(start.frames[-1], 0)
         return self.frame
 
@@ -206,7 +206,7 @@ class WorldSession(Dream):
 
     def _given(self, action: Action) -> Given:
         """An action, held for a whole chunk."""
-        encoded = torch.from_numpy(self.actions.encode(action))
+        encoded = torch.from_numpy(self.actions.encode(action)).to(self._dtype)
         return Given(encoded.repeat(1, self.frames_per_action, 1))
 
     def _idle(self) -> Given:

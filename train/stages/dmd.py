@@ -6,7 +6,7 @@ first moves the student along the difference of the two scores. The past that a 
 in the game; longer rollouts than the teacher's clips are scored on their last `clip_frames`. Of videos the first latent of a clip
 is a single picture: there the first of those frames is made anew, its last picture as a clip's first latent, and is not trained.
 
-Three regressions that are not in the paper can be added, or with ``stage.score=0`` be all there is, without teacher and critic:
+Two regressions that are not in the paper can be added, or with ``stage.score=0`` be all there is, without teacher and critic:
 see train.stages.held.
 
 With ``stage.carry_on`` a rollout goes on from update to update (see train.ongoing) instead of beginning anew in each.
@@ -56,10 +56,8 @@ class DistributionMatching(HeldStudent):
         if self.options.score and not context.config.teacher:
             raise ConfigError("this stage needs a bidirectional network that judges rollouts: pass teacher=runs/teacher")
         self._check_longer()
-        if (self.options.rest or self.options.follow) and isinstance(self.data, VideoLatents):
-            raise ConfigError(
-                "stage.rest and stage.follow are for worlds that actions decide, and videos move by themselves: leave them 0"
-            )
+        if self.options.rest and isinstance(self.data, VideoLatents):
+            raise ConfigError("stage.rest is for worlds in which nothing moves by itself, and videos do: set stage.rest=0")
         if self.options.score:
             plain = replace(self.model_config, flow_map=False)
             self.teacher = self.network(context.config.teacher, "teacher", plain).requires_grad_(False)
@@ -246,7 +244,7 @@ class DistributionMatching(HeldStudent):
     def generator_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         options, metrics = self.options, dict[str, Tensor]()
         loss = batch.latent.new_zeros(())
-        if options.score or options.follow or options.rest:
+        if options.score or options.rest:
             dreamed, chosen = self._restful(batch, draws)
             dreamed, dream = self._dreamed("model", dreamed, draws)
         if options.score:
@@ -254,9 +252,6 @@ class DistributionMatching(HeldStudent):
             loss = options.score * self._match_loss(self._scored(lively), draws)
         if options.anchor:
             loss = loss + options.anchor * self._anchor_loss(batch, draws)
-        if options.follow:
-            metrics["follow"] = self._follow_loss(dream, dreamed)
-            loss = loss + options.follow * metrics["follow"]
         if options.rest:
             metrics["rest"] = self._rest_loss(dream, dreamed)
             loss = loss + options.rest * metrics["rest"]

@@ -83,7 +83,7 @@ class FlowMatching(Stage):
         assert isinstance(options, FlowStage)
         self.options = options  # a stage that has settings of its own declares their type anew
         self.data = open_latents(context)
-        self.model_config = dit_config(context.config, self.data.shape[0], self.data.spec)
+        self.model_config = dit_config(context.config, self.data.shape[0], self.data.spec.width)
         self.clips, self.held_out = self.make_clips(False), self.make_clips(True)
         self.latent_shape = self.data.shape
         rows, cols = self.latent_shape[1:]

@@ -1,7 +1,6 @@
-"""What holds a student to the recorded world while scores sharpen it: three regressions that are not in the paper (see DmdStage).
+"""What holds a student to the recorded world while scores sharpen it: two regressions that are not in the paper (see DmdStage).
 
-``anchor``: its predictions from noised real clips. ``follow``: its rollouts, as long as they are near the recording. ``rest``: its
-rollouts where the recorded world stands still.
+``anchor``: its predictions from noised real clips. ``rest``: its rollouts where the recorded world stands still.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from train.data import ClipBatch, Draws
-from train.objectives import endpoint_regression, following, rest_targets
+from train.objectives import endpoint_regression, rest_targets
 from train.stage_options import DmdStage
 from train.stages.distil import Distillation
 from worldmodel.diffusion import add_noise, euler_sigmas
@@ -62,11 +61,6 @@ class HeldStudent(Distillation):
         clip = batch.cut(0, length)
         rests = self._rests(clip, clip)[1] & clip.mask
         return rests[:, -self.options.clip_frames :].sum(dim=1)
-
-    def _follow_loss(self, dream: ClipBatch, real: ClipBatch) -> Tensor:
-        """How far the frames of a rollout that carry gradients are from the recorded ones."""
-        real, frames = real.cut(0, dream.latent.shape[1]), self.options.clip_frames
-        return following(dream.latent[:, -frames:], real.latent[:, -frames:], dream.mask[:, -frames:])
 
     def _rest_loss(self, dream: ClipBatch, real: ClipBatch) -> Tensor:
         """How far resting frames of a rollout are from what they were when the rest began, where they carry gradients."""

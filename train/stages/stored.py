@@ -43,7 +43,7 @@ def store(stage: Distillation, own: Stored, teacher: DiT, layout: Layout, guidan
 
     plan = Plan(
         stage.data.folder,
-        f"{_key(teacher) if context.size is None else ''} {layout} {guidance} {teacher.cfg.view or ''}",
+        f"{_key(teacher) if context.size is None else ''} {layout} {guidance}",
         own.pairs,
         own.levels,
         own.list_steps,

@@ -203,8 +203,8 @@ def qk_norm_rope(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """RMS norm of q and k over D, gain, head split and rotation: q, k, v (B,S,D) -> (B,N,S,E) in v's dtype.
 
-    gains (D,), cos and sin (S,E/2) or (B,1,S,E/2) float32. slot: places (B,N,S,E) in a cache that k and v are written to and
-    returned as. The kernel has no backward pass: where a gradient is wanted the reference runs.
+    gains (D,), cos and sin (S,E/2) float32. slot: places (B,N,S,E) in a cache that k and v are written to and returned as.
+    The kernel has no backward pass: where a gradient is wanted the reference runs.
     """
     kernel = None if _wants_grad(q, k, v, gain_q, gain_k) else _kernel("qk_norm_rope", q)
     return (kernel or reference.qk_norm_rope)(q, k, v, gain_q, gain_k, eps, cos, sin, heads, slot)

@@ -31,8 +31,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, frame_mask: Tensor, tokens
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of adjacent channel pairs (2i, 2i+1). x (..., S, E), cos and sin (S, E/2), or as x leads; float32; result in
-    x's dtype."""
+    """Rotary embedding of adjacent channel pairs (2i, 2i+1). x (..., S, E), cos and sin (S, E/2) float32; result in x's dtype."""
     even, odd = x[..., 0::2].float(), x[..., 1::2].float()
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
 
@@ -61,8 +60,7 @@ def qk_norm_rope(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """RMS norm of q and k over D, gain, head split and rotation. q, k, v (B,S,D) -> (B,N,S,E) in v's dtype.
 
-    gains (D,), cos and sin (S,E/2) or (B,1,S,E/2) float32. slot: places (B,N,S,E) in a cache that k and v are written to and
-    returned as.
+    gains (D,), cos and sin (S,E/2) float32. slot: places (B,N,S,E) in a cache that k and v are written to and returned as.
     """
     turned = []
     for x, gain in ((q, gain_q), (k, gain_k)):

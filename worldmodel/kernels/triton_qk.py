@@ -59,15 +59,12 @@ def qk_norm_rope_kernel(
     vo_b,
     vo_n,
     vo_s,
-    turn_b,
     DIM: tl.constexpr,
     HEAD: tl.constexpr,
     PAIRS: tl.constexpr,
 ):
     """Program (token, batch, which of q, k, v); v is only copied, and only where it has a place in a cache."""
     token, batch, which = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
-    cos += batch * turn_b
-    sin += batch * turn_b
     if which == 0:
         qk_row(
             q + batch * q_b + token * q_s, gain_q, q_out + batch * qo_b + token * qo_s, cos, sin, token, eps, qo_n, DIM, HEAD, PAIRS
@@ -97,9 +94,9 @@ def qk_norm_rope(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """RMS norm of q and k over D with a gain, head split, rotation of channel pairs; no gradient.
 
-    q, k, v (B,S,D) with contiguous rows, gains (D,), cos and sin (S,E/2) or (B,1,S,E/2) float32, contiguous -> q, k, v (B,N,S,E) in
-    v's dtype. slot: places (B,N,S,E) in a cache to write k and v to; they are returned. Without it v is a view. Between norm and
-    rotation nothing is rounded to 16 bits.
+    q, k, v (B,S,D) with contiguous rows, gains (D,), cos and sin (S,E/2) float32 -> q, k, v (B,N,S,E) in v's dtype. slot: places
+    (B,N,S,E) in a cache to write k and v to; they are returned. Without it v is a view. Between norm and rotation nothing is
+    rounded to 16 bits.
     """
     (batch, tokens, dim), head = q.shape, q.shape[-1] // heads
     q_out = torch.empty(batch, tokens, heads, head, dtype=v.dtype, device=q.device).transpose(1, 2)
@@ -112,7 +109,6 @@ def qk_norm_rope(
     launch(
         qk_norm_rope_kernel, (tokens, batch, parts), q, k, v, gain_q, gain_k, cos, sin, q_out, k_out, v_out, eps,
         *strides(q), *strides(k), *strides(v), *strides(q_out), *strides(k_out), *strides(v_out),
-        cos.stride(0) if cos.ndim == 4 else 0,
         DIM=dim, HEAD=head, PAIRS=triton.next_power_of_2(dim // 2), num_warps=4,
     )  # fmt: skip
     return q_out, k_out, v_out

@@ -83,8 +83,7 @@ class Layout:
 class AttentionContext:
     """What all self-attention layers of one pass share.
 
-    cos, sin: (F*S, E/2), or (B,1,F*S,E/2) where positions tell directions. cameras: P and its inverse, (B,F,4,4), or None. Exactly
-    one of plan and cache is set.
+    cos, sin: (F*S, E/2). cameras: P and its inverse, (B,F,4,4), or None. Exactly one of plan and cache is set.
     """
 
     cos: Tensor

@@ -6,7 +6,6 @@ Shapes: B batch, T frames, C H W latent, S tokens a frame, D model width, A acti
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from worldmodel import kernels
 from worldmodel.config import DiTConfig
 from worldmodel.models.attention import AttentionContext, CrossAttention, Layout, SelfAttention
 from worldmodel.models.camera import projections
-from worldmodel.models.embeddings import ActionEmbedding, NoiseEmbedding, bearing_tables, exact, rope_tables
+from worldmodel.models.embeddings import ActionEmbedding, NoiseEmbedding, rope_tables
 from worldmodel.models.kv_cache import KVCache
 
 TextStates = list[tuple[Tensor, Tensor]]
@@ -156,14 +155,13 @@ class DiT(nn.Module):
     ) -> Tensor:
         """Velocity (B,T,C,H,W) of noisy (B,T,C,H,W) at noise levels sigma in [0,1], (B,T) or (B,).
 
-        actions (B,T,A) encoded, float32, None = unknown; action_keep bool (B,) or (B,T), False hides the action (directions that
-        positions tell stay, as cameras do). cameras: view matrices (B,T,4,4) and intrinsics (B,T,3,3). text: `text_states`, or in
-        training the text encoder's output itself. With `clean` (B,T,C,H,W) the sequence is [clean | noisy] (teacher forcing),
-        clean_sigma (B,T) being the noise level of the context (default 0). With `cache`, the T frames continue the cached rollout.
-        Flow maps predict the average velocity from sigma down to the level `end` (B,T) (default: sigma itself).
+        actions (B,T,A) encoded, None = unknown; action_keep bool (B,) or (B,T), False hides the action. cameras: view matrices
+        (B,T,4,4) and intrinsics (B,T,3,3). text: `text_states`, or in training the text encoder's output itself. With `clean`
+        (B,T,C,H,W) the sequence is [clean | noisy] (teacher forcing), clean_sigma (B,T) being the noise level of the context
+        (default 0). With `cache`, the T frames continue the cached rollout. Flow maps predict the average velocity from sigma down
+        to the level `end` (B,T) (default: sigma itself).
         """
-        layout = layout or Layout.bidirectional()
-        ctx = self.context(noisy.shape, noisy.device, layout, clean is not None, cameras, cache, actions)
+        ctx = self.context(noisy.shape, noisy.device, layout or Layout.bidirectional(), clean is not None, cameras, cache)
         return self.denoise(noisy, sigma, ctx, actions, action_keep, text, clean, clean_sigma, end)
 
     def denoise(
@@ -227,23 +225,14 @@ class DiT(nn.Module):
         doubled: bool = False,
         cameras: tuple[Tensor, Tensor | None] | None = None,
         cache: KVCache | None = None,
-        actions: Tensor | None = None,
     ) -> AttentionContext:
-        """What the attention layers share in one pass over latents of `shape` (B,T,C,H,W): positions, cameras, who sees whom.
-
-        actions (B,T,A): encoded, float32; unknown ones turn nothing.
-        """
+        """What the attention layers share in one pass over latents of `shape` (B,T,C,H,W): positions, cameras, who sees whom."""
         assert not (doubled and cache is not None), "teacher forcing has its context in the sequence, not in a cache"
         assert doubled == (layout.kind == "teacher_forcing"), "clean latents go with the teacher-forcing layout"
         frames, rows, cols = shape[1], shape[3] // self.cfg.patch, shape[4] // self.cfg.patch
         start = cache.position if cache is not None else 0
         index = tuple(range(start, start + frames)) * (2 if doubled else 1)
         cos, sin = rope_tables(index, rows, cols, self.cfg.head_dim, device)
-        if self.cfg.view:
-            turns = torch.zeros(shape[0], frames, device=device) if actions is None else actions[..., self.cfg.turn]
-            headings = self._headings(turns, cache)
-            headings = headings.repeat(1, 2) if doubled else headings
-            cos, sin = bearing_tables((cos, sin), headings, rows, cols, self.cfg.head_dim, self.cfg.view)
         matrices = None
         if cameras is not None and self.cfg.camera:
             matrices = projections(*cameras)
@@ -253,11 +242,6 @@ class DiT(nn.Module):
         if cache is None:
             plan = kernels.plan_blocks(layout.frame_mask(frames), rows * cols, device, layout.rule(frames))
         return AttentionContext(cos, sin, matrices, plan, cache)
-
-    def _headings(self, turns: Tensor, cache: KVCache | None) -> Tensor:
-        """Where the frames of a pass look, (B,T) radians. turns (B,T): from frame to frame, in units of the action."""
-        turns = turns.to(exact(turns.device)) * math.radians(self.cfg.turn_degrees)
-        return turns.cumsum(1) if cache is None else cache.turn(turns)
 
     def rolling_cache(self, cache: KVCache, frames: int) -> tuple[Tensor, Tensor, Tensor]:
         """What `RollingCache` takes beside `cache`, for a pass over `frames` frames; on the CPU."""

@@ -5,7 +5,6 @@ Shapes: B batch, T frames, A action, D model width, S tokens a frame, E head wid
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
@@ -15,14 +14,9 @@ TIMESTEPS = 1000.0  # the network was trained by its family on sigma * 1000
 FOURIER = 4  # octaves per continuous action axis
 
 
-def exact(device: torch.device) -> torch.dtype:
-    """The type that angles are made in."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def sinusoid(sigma: Tensor, width: int) -> Tensor:
     """Noise level in [0, 1] -> (..., width) float32: cosines then sines of 1000 sigma * 10000^(-2i/width)."""
-    real = exact(sigma.device)
+    real = torch.float32 if sigma.device.type == "mps" else torch.float64
     half = width // 2
     rates = torch.pow(10000.0, -torch.arange(half, dtype=real, device=sigma.device) / half)
     angles = (TIMESTEPS * sigma.to(real))[..., None] * rates
@@ -42,7 +36,7 @@ class NoiseEmbedding(nn.Module):
 
 
 class ActionEmbedding(nn.Module):
-    """Encoded actions (B,T,A) float32 -> (B,T,D), added to the noise embedding of the frame the action leads to.
+    """Encoded actions (B,T,A) -> (B,T,D), added to the noise embedding of the frame the action leads to.
 
     Every entry also enters as sines and cosines of a few octaves, so that small turns are told apart. The output layer starts at
     zero: an untrained embedding changes nothing. A learned vector stands for "action unknown" (dropout, guidance).
@@ -60,10 +54,10 @@ class ActionEmbedding(nn.Module):
         """keep: bool (B,) or (B,T), False where the action is hidden. actions None -> the null vector."""
         if actions is None:
             return self.null
-        octaves, dtype = torch.pi / 4 * 2.0 ** torch.arange(FOURIER, device=actions.device), self.mlp[0].weight.dtype
-        actions = actions.to(dtype).float()  # type: ignore[arg-type]
-        angles = (actions[..., None] * octaves).flatten(-2)
-        embedded = self.mlp(torch.cat((actions, angles.cos(), angles.sin()), dim=-1).to(dtype))  # type: ignore[arg-type]
+        octaves = torch.pi / 4 * 2.0 ** torch.arange(FOURIER, device=actions.device)
+        angles = (actions.float()[..., None] * octaves).flatten(-2)
+        features = torch.cat((actions.float(), angles.cos(), angles.sin()), dim=-1)
+        embedded = self.mlp(features.to(self.mlp[0].weight.dtype))  # type: ignore[arg-type]
         if keep is None:
             return embedded
         return torch.where(keep.reshape(*keep.shape, *[1] * (3 - keep.ndim)), embedded, self.null.to(embedded.dtype))
@@ -101,23 +95,3 @@ def rope_tables(frames: tuple[int, ...], rows: int, cols: int, head_dim: int, de
         return torch.cat(whole, dim=-1).flatten(0, 2).to(device)
 
     return table([a.cos() for a in axes]), table([a.sin() for a in axes])
-
-
-def bearing_tables(
-    tables: tuple[Tensor, Tensor], headings: Tensor, rows: int, cols: int, head_dim: int, view: float
-) -> tuple[Tensor, Tensor]:
-    """`rope_tables` (T*S,E/2) with the direction that every token shows -> (B,1,T*S,E/2).
-
-    headings (B,T): where the frames look, radians, growing to the right; view: horizontal field of view in degrees. The slower half
-    of the column's channel pairs, which a few columns hardly turn, rotate with 1, 2, 4 ... times the token's bearing instead: what
-    shows the same direction has the same angles, however often one has turned round since.
-    """
-    count = rope_split(head_dim)[2] // 2
-    across = (2 * torch.arange(cols, dtype=headings.dtype, device=headings.device) + 1) / cols - 1
-    bearing = headings[:, :, None, None] + (math.tan(math.radians(view) / 2) * across).atan()  # B T 1 cols
-    angles = bearing.expand(-1, -1, rows, -1).flatten(1)[:, None, :, None] * 2.0 ** torch.arange(count, device=headings.device)
-
-    def table(fixed: Tensor, turning: Tensor) -> Tensor:
-        return torch.cat((fixed[:, :-count].expand(len(headings), 1, -1, -1), turning.float()), dim=-1)
-
-    return table(tables[0], angles.cos()), table(tables[1], angles.sin())

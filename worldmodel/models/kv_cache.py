@@ -20,7 +20,6 @@ class CacheSnapshot:
 
     store: Tensor
     position: int
-    heading: Tensor | None = None
 
 
 class KVCache:
@@ -39,8 +38,6 @@ class KVCache:
 
     With gradients enabled, passes do not write the scratch (autograd may need the old values): `extend` concatenates instead, and
     the pass before `commit` must run without gradients.
-
-    heading: where the newest frame looks, (B,) radians, in worlds whose positions tell directions (`turn`); None at the start.
     """
 
     def __init__(
@@ -69,8 +66,6 @@ class KVCache:
         self.ring = self.past - sink - memory
         self._slots: list[int] = []
         self.position = self.filled = 0  # frames committed so far; those of them that are kept
-        self.heading: Tensor | None = None
-        self._headings: Tensor | None = None  # of the frames in the scratch
         length = (self.past + chunk) * tokens
         self.store = torch.zeros(layers, 2, batch, heads, length, head_dim, device=device, dtype=dtype)
 
@@ -81,7 +76,6 @@ class KVCache:
 
     def reset(self) -> None:
         """Forget everything."""
-        self.heading = None
         self._move_to(0)
 
     def _move_to(self, position: int) -> None:
@@ -101,17 +95,6 @@ class KVCache:
         """Frames after which every pass has the same shape."""
         memory = (self.memory - 1 - -self.sink // self.every) * self.every + 1 + self.ring if self.memory else 0
         return max(self.sink + self.ring, memory)
-
-    def turn(self, turns: Tensor) -> Tensor:
-        """Turns (B,T) of the frames of a pass, radians -> their headings (B,T), kept with the frames by `commit`."""
-        ahead = turns.cumsum(1)
-        self._headings = ahead if self.heading is None else self.heading[:, None] + ahead
-        return self._headings
-
-    def _keep_heading(self, frames: int) -> None:
-        """The newest frame is the last of so many of the last pass."""
-        if self._headings is not None:
-            self.heading = self._headings[:, frames - 1]
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B,N,chunk*S,E) of the current chunk -> those of all visible frames followed by the chunk."""
@@ -174,7 +157,6 @@ class KVCache:
             source, target = start + offset, self.slot(self.position + offset)
             if target is not None and source != target:
                 self._frame(target).copy_(self._frame(source))
-        self._keep_heading(frames)
         self._move_to(self.position + frames)
 
     @property
@@ -195,7 +177,6 @@ class KVCache:
 
     def advance(self) -> None:
         """Count a chunk that is in its place already."""
-        self._keep_heading(self.chunk)
         self._move_to(self.position + self.chunk)
 
     def _frame(self, slot: int) -> Tensor:
@@ -208,12 +189,11 @@ class KVCache:
 
     def snapshot(self) -> CacheSnapshot:
         """A copy that later steps do not change."""
-        return CacheSnapshot(self.store.clone(), self.position, self.heading)
+        return CacheSnapshot(self.store.clone(), self.position)
 
     def restore(self, snapshot: CacheSnapshot) -> None:
         """Go back to a snapshot of this cache (or of one with the same shape)."""
         self.store.copy_(snapshot.store)
-        self.heading = snapshot.heading
         self._move_to(snapshot.position)
 
 
