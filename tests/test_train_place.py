@@ -130,6 +130,7 @@ def test_a_network_without_places_starts_one_with_them(home: Path) -> None:
 def test_every_stage_trains_with_places_and_its_world_plays(home: Path) -> None:
     config = load_world(home / "ar" / "export").config
     assert config.codec.place == PLACE_CHANNELS and config.latent_size[0] == 4 + PLACE_CHANNELS
+    assert config.provenance["data"]["place_span"] == 64
     train(home / "teacher", *_words(home, "stage=teacher", *PLACE, f"init={home}/ar"))
     train(home / "cd", *_words(home, "stage=causal_cd", *PLACE, f"init={home}/ar"))
     dmd = ("stage=dmd", f"init={home}/cd", f"teacher={home}/teacher", "stage.context_frames=2", "stage.anchor=0.1")

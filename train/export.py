@@ -69,7 +69,8 @@ def provenance(config: RunConfig, data: Frames, progress: Progress, codec: dict[
         "steps": progress.step,
         "frame_targets": progress.targets,
         "minutes": round(progress.seconds / 60, 2),
-        "data": {"digest": data.digest, "frames": int(data.lengths.sum()), "episodes": len(data.lengths), "world": data.world},
+        "data": {"digest": data.digest, "frames": int(data.lengths.sum()), "episodes": len(data.lengths), "world": data.world}
+        | ({"place_span": config.data.place_span, "place_view": config.data.place_view} if config.data.place_span else {}),
         "codec": codec,
         "machine": describe_machine(),
         "settings": {"stage": plain(config.stage), "model": plain(config.model)},
