@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from tests import evaluate_boxes as boxes
+from tests.test_train_average import averaged
 from tests.train_boxes import make_boxes, settings, train
+from train.checks import validate
 from train.distributed import Ranks
 from train.dreamer import Dreamer
 from train.latents import RecordedLatents
@@ -25,6 +27,7 @@ from worldmodel.session import open_session
 
 CODEC = ("stage=codec", "stage.batch=16", "stage.lr=4e-3", "stage.scale_frames=64", "steps=20")
 FLOW = ("stage.batch=4", "stage.clip_frames=6", "steps=6")
+SHORT = ("stage.context_frames=2", "stage.rollout_frames=6")
 PLACE = ("data.place_span=64", "data.place_view=60")
 
 
@@ -37,6 +40,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(folder / "codec", f"data.root={folder}/data", *CODEC)
     for name, more in (("plain", ()), ("ar", PLACE)):
         train(folder / name, *_words(folder, "stage=ar_diffusion", *more))
+    train(folder / "unplaced", *_words(folder, "stage=teacher"))
+    train(folder / "teacher", *_words(folder, "stage=teacher", *PLACE, f"init={folder}/ar"))
+    train(folder / "cd", *_words(folder, "stage=causal_cd", *PLACE, f"init={folder}/ar"))
     return folder
 
 
@@ -123,24 +129,86 @@ def test_a_network_without_places_starts_one_with_them(home: Path) -> None:
     with torch.no_grad():
         out = more(noisy, sigma, actions)
         assert torch.allclose(out[:, :, :4], plain(noisy[:, :, :4], sigma, actions), atol=1e-6) and not out[:, :, 4:].any()
+    for init, module in (("ar", plain), ("plain", more)):
+        with pytest.raises(ConfigError, match="network of another shape"):
+            load_network(str(home / init), module)
+    with pytest.raises(ConfigError, match="network of another shape"):  # more channels, but not those of a place
+        load_network(str(home / "plain"), more, place=PLACE_CHANNELS - 1)
+    patches = _stage(home, "stage=ar_diffusion", "model.dit.patch=1").model
     with pytest.raises(ConfigError, match="network of another shape"):
-        load_network(str(home / "ar"), plain)
+        load_network(str(home / "plain"), patches, place=PLACE_CHANNELS)
 
 
-def test_every_stage_trains_with_places_and_its_world_plays(home: Path) -> None:
-    config = load_world(home / "ar" / "export").config
+@pytest.mark.parametrize("kind", ["causal_ode", "tcm", "apex", "dmd", "self_forcing", "anyflow"])
+def test_stages_train_with_places_and_their_worlds_play(home: Path, kind: str) -> None:
+    own = {
+        "causal_ode": ("stage.pairs=4", "stage.levels=4", "stage.list_steps=2"),
+        "tcm": (f"teacher={home}/ar", "stage.levels=4"),
+        "apex": (),
+        "dmd": (
+            f"teacher={home}/teacher",
+            "stage.context_frames=2",
+            "stage.anchor=0.1",
+            "stage.rest=0.1",
+            "stage.rollout_frames=8",
+        ),
+        "self_forcing": (f"teacher={home}/teacher", "stage.context_frames=2", "stage.pretrain_steps=2", "stage.pairs=4"),
+        "anyflow": (f"teacher={home}/teacher", "stage.context_frames=2", "stage.pretrain_steps=2"),
+    }
+    start = "cd" if kind in ("tcm", "dmd") else "ar"
+    train(home / kind, *_words(home, f"stage={kind}", *PLACE, f"init={home}/{start}", *own[kind], "steps=4"))
+    config = load_world(home / kind / "export").config
     assert config.codec.place == PLACE_CHANNELS and config.latent_size[0] == 4 + PLACE_CHANNELS
     assert config.provenance["data"]["place_span"] == 64
-    train(home / "teacher", *_words(home, "stage=teacher", *PLACE, f"init={home}/ar"))
-    train(home / "cd", *_words(home, "stage=causal_cd", *PLACE, f"init={home}/ar"))
-    dmd = ("stage=dmd", f"init={home}/cd", f"teacher={home}/teacher", "stage.context_frames=2", "stage.anchor=0.1")
-    train(home / "dmd", *_words(home, *dmd, *PLACE, "stage.rollout_frames=6", "train.sample_steps=3"))
-    train(home / "long", *_words(home, *dmd, *PLACE, "stage.rollout_frames=14", "stage.carry_on=true"))
-    for name in ("dmd", "long"):
-        session = open_session(home / name / "export", device="cpu", threads=1)
-        frame = session.step(session.actions.decode(np.zeros(session.actions.width)))[0].rgb
-        assert frame.shape == (config.height, config.width, 3)
-        session.close()
+    session = open_session(home / kind / "export", device="cpu", threads=1)
+    frame = session.step(session.actions.decode(np.zeros(session.actions.width)))[0].rgb
+    assert frame.shape == (config.height, config.width, 3)
+    session.close()
+
+
+def test_rollouts_that_carry_on_make_their_own_places(home: Path) -> None:
+    long = ("stage=dmd", f"init={home}/cd", f"teacher={home}/teacher", "stage.context_frames=2", "stage.carry_on=true")
+    stage = _stage(home, *long, *PLACE, "stage.rollout_frames=14")
+    for step in range(3):
+        draws = stage.context.draws(step, 0)
+        along, dream = stage._dreamed("model", stage.clips.draw(draws), draws)
+        if step == 0:  # real frames, and told
+            assert torch.equal(dream.latent[:, :2], along.latent[:, :2])
+        made = stage._ongoing["model"]._made
+        assert made.shape[1] == 2 + 4 * (step + 1) and not made[:, :2, 4:].any()  # a game would not know
+        assert torch.equal(dream.latent[:, 2:], made[:, -dream.latent.shape[1] :][:, 2:])
+
+
+def test_own_pasts_begin_as_in_a_game(home: Path) -> None:
+    """What the network makes of a past that does not say where it is says so itself."""
+    stage = _stage(home, "stage=ar_diffusion", *PLACE, "stage.own_rounds=1", "stage.place_unknown_prob=1", f"init={home}/ar")
+    seen = {}
+    for step in range(8):
+        draws = stage.context.draws(step, 0)
+        batch = stage.clips.draw(draws)
+        seen[draws.shared("own_rounds", 2)] = stage._own_context(batch, draws), stage._partly_placed(batch.latent, draws)
+    assert torch.equal(*seen[0])
+    made, real = seen[1]
+    assert torch.equal(made[:, :4], real[:, :4]) and bool(made[:, 4:, 4:].flatten(2).any(dim=2).all())
+
+
+def test_a_world_with_places_is_gone_on_from(home: Path) -> None:
+    """Its codec serves for training, and nothing else but the same places fits its network."""
+    words = [w.replace(f"codec={home}/codec", f"codec={home}/ar/export") for w in _words(home, "stage=causal_cd", *PLACE)]
+    train(home / "again", *words, f"init={home}/ar/export")
+    for more, name in (
+        (("stage=causal_cd", *PLACE, f"init={home}/plain"), "init"),
+        (("stage=ar_diffusion", *PLACE, f"init={home}/ar", "data.place_span=32"), "init"),
+        (("stage=ar_diffusion", f"init={home}/ar/export"), "init"),
+        (("stage=dmd", *PLACE, *SHORT, f"init={home}/cd", f"teacher={home}/unplaced"), "teacher"),
+    ):
+        with pytest.raises(ConfigError, match=rf"{name}=.* was trained with data\.place_span=.*: give the same"):
+            validate(settings(*_words(home, *more)))
+    validate(settings(*_words(home, "stage=teacher", *PLACE, f"init={home}/plain")))
+    assert averaged(home / "mean", f"world={home}/cd", f"init={home}/again").config.codec.place == PLACE_CHANNELS
+    train(home / "elsewhere", *_words(home, "stage=ar_diffusion", *PLACE, "data.place_view=90"))
+    with pytest.raises(ConfigError, match="have different places"):
+        averaged(home / "none", f"world={home}/cd", f"init={home}/elsewhere")
 
 
 def test_rollouts_see_real_frames_as_a_game_does_and_are_judged_with_their_place(home: Path) -> None:
@@ -164,10 +232,12 @@ def test_a_dream_measures_pictures_alone(home: Path) -> None:
     script = np.zeros((1, 2, world.config.actions.width), np.float32)
     pictures = list(dreamer.rollout(spawn.frames[None], spawn.actions[None], script, [0]))
     assert len(pictures) == 2 and dreamer.latent.shape[1] == 4
+    dreamer.start(spawn.frames[None], spawn.actions[None], [0])
+    assert dreamer.latent.shape[1] == 4
 
 
 def test_places_need_poses(home: Path, tmp_path: Path) -> None:
     make_boxes(tmp_path / "data")
     words = ("stage=ar_diffusion", f"data.root={tmp_path}/data", f"codec={home}/codec", *FLOW, *PLACE)
-    with pytest.raises(ConfigError, match=r"data\.place_span needs poses x, y, degrees"):
+    with pytest.raises(ConfigError, match=r"data\.place_span needs poses x, y, degrees, and .* tells 0 numbers"):
         build(Context(settings(*words), Ranks(0, 1, torch.device("cpu")), tmp_path / "unused", print))

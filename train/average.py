@@ -15,6 +15,7 @@ from torch import Tensor
 
 from train.config import RunConfig
 from train.export import card, load_exported
+from train.sources import PLACES
 from train.stage_options import AverageStage
 from train.video_player import dreams_videos
 from worldmodel.checkpoint import LoadedWorld, export_world
@@ -53,6 +54,7 @@ def _check_alike(first: LoadedWorld, second: LoadedWorld, config: RunConfig) -> 
         ("networks", first.config.model, second.config.model),
         ("actions", first.config.actions, second.config.actions),
         ("codecs", first.config.codec, second.config.codec),
+        ("places", *(tuple(w.config.provenance.get("data", {}).get(name) for name in PLACES) for w in (first, second))),
     ):
         if one != other:
             raise ConfigError(f"world={config.world} and init={config.init} have different {what}: average two students of one run")

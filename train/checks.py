@@ -26,7 +26,10 @@ def validate(config: RunConfig) -> None:
         raise ConfigError("only= and scale= belong to a recipe: leave them out, or leave out stage=")
     at_least_one({"train.log_steps": config.train.log_steps, "train.keep": config.train.keep})
     events = ("checkpoint_steps", "checkpoint_minutes", "sample_steps", "sample_minutes", "threads")
-    not_negative({f"train.{n}": getattr(config.train, n) for n in events} | {"data.workers": config.data.workers})
+    not_negative({f"train.{n}": getattr(config.train, n) for n in events})
+    not_negative({f"data.{n}": getattr(config.data, n) for n in ("workers", "place_span")})
+    if not 0 < config.data.place_view < 180:
+        raise ConfigError(f"data.place_view lies between 0 and 180 degrees, got {config.data.place_view}")
     if not 0 <= config.seed < 2**63:
         raise ConfigError(f"seed is a whole number from 0 to {2**63 - 1}, got {config.seed}")
     if config.steps is not None:

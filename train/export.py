@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from train.config import RunConfig
+from train.sources import places
 from train.stages.base import Progress
 from train.unpack import Frames
 from worldmodel.checkpoint import LoadedWorld, Spawn, export_world, load_world
@@ -70,7 +71,7 @@ def provenance(config: RunConfig, data: Frames, progress: Progress, codec: dict[
         "frame_targets": progress.targets,
         "minutes": round(progress.seconds / 60, 2),
         "data": {"digest": data.digest, "frames": int(data.lengths.sum()), "episodes": len(data.lengths), "world": data.world}
-        | ({"place_span": config.data.place_span, "place_view": config.data.place_view} if config.data.place_span else {}),
+        | places(config),
         "codec": codec,
         "machine": describe_machine(),
         "settings": {"stage": plain(config.stage), "model": plain(config.model)},

@@ -52,11 +52,14 @@ def open_frames(context: Context) -> Frames:
 
 def open_latents(context: Context) -> Latents:
     """The data set of the run. Raises DataError, ConfigError, CheckpointError."""
+    root, network, place_span = Path(context.config.data.root), context.config.model.dit, context.config.data.place_span
+    prepared = context.size is None and videos.is_prepared(root)
+    if place_span and (prepared or network.text_dim or network.camera):
+        raise ConfigError("data.place_span is for recorded worlds that tell poses, not for videos: leave it 0")
     if context.size is not None:
-        place = PLACE_CHANNELS if context.config.data.place_span else 0
+        place = PLACE_CHANNELS if place_span else 0
         return ShapesOnly(context.config.model.codec.channels, place, context.size)
-    root, network = Path(context.config.data.root), context.config.model.dit
-    if videos.is_prepared(root):
+    if prepared:
         return videos.VideoLatents(context, root)
     if network.text_dim or network.camera:
         raise ConfigError(
@@ -78,12 +81,16 @@ class RecordedLatents:
         on_gpu = context.config.train.on_gpu
         self._latents = Store(latents, context.device, on_gpu)
         self._actions = Store(self.frames.actions, context.device, on_gpu)
-        self._poses = Store(self.frames.poses, context.device, on_gpu)
         self.spec, self.digest, self.folder = self.frames.spec, self.frames.digest, self.frames.folder
         self.place, self.codec = PLACE_CHANNELS if context.config.data.place_span else 0, self.trained.digest
         self.shape = (latents.shape[1] + self.place, *latents.shape[2:])
-        if self.place and self.frames.poses.shape[1] != 3:
-            raise ConfigError(f"data.place_span needs poses x, y, degrees, and {context.config.data.root} has none: leave it 0")
+        if self.place:
+            if self.frames.poses.shape[1] != 3:
+                told = f"{self.frames.poses.shape[1]} numbers a frame"
+                raise ConfigError(
+                    f"data.place_span needs poses x, y, degrees, and {context.config.data.root} tells {told}: leave it 0"
+                )
+            self._poses = Store(self.frames.poses, context.device, on_gpu)
 
     @torch.no_grad()
     def _encode(self, pixels: Tensor) -> Tensor:

@@ -74,7 +74,8 @@ def distribution_matching(made: Tensor, gradient: Tensor, mask: Tensor) -> Tenso
 def rest_targets(dream: Tensor, real: Tensor, action: Tensor, context: int) -> tuple[Tensor, Tensor]:
     """Where the recorded world rests a rollout must rest, too: what its frames should be, (B,T,C,H,W), and which have to, (B,T).
 
-    dream: `context` real frames and what was dreamed behind them; real: the recorded clip; action (B,T,A) led to its frames.
+    dream: `context` real frames and what was dreamed behind them; real: the recorded clip's pictures; action (B,T,A) led to its
+    frames.
     A frame rests if the recording does not change and nobody acts, or if it stopped within the context: who acts is then held up
     where the dream stands, too. Its target is the frame of the dream that this rest began with.
     """

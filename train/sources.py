@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from worldmodel.errors import ConfigError
 
 BIDIRECTIONAL, CAUSAL = "a bidirectional network", "an autoregressive network"
 _MADE_BY = {BIDIRECTIONAL: "stage=teacher", CAUSAL: "stage=ar_diffusion, or a student of one"}
+PLACES = ("place_span", "place_view")  # settings of data: that no weight tells of
 _EXPORTS = ("config.json", "model.json", "codec.json")
 
 
@@ -56,6 +58,30 @@ def check_kinds(config: RunConfig) -> None:
     for key in ("init", "teacher"):
         if place := getattr(config, key):
             check_kind(config.stage, key, place, kind_in(Path(place)))
+            _check_place(config, key, Path(place))
+
+
+def places(config: RunConfig) -> dict[str, float]:
+    """What the network of a run was told of places, for who goes on from it; empty if nothing."""
+    return {name: getattr(config.data, name) for name in PLACES} if config.data.place_span else {}
+
+
+def _check_place(config: RunConfig, key: str, folder: Path) -> None:
+    """Raise ConfigError for a network that knows other places than this run's: no weight tells them apart.
+
+    What goes on from real clips, teacher and ar_diffusion, may begin from a network that knows none.
+    """
+    described, settings = description(folder), record.begun(folder) or {}
+    told = described.get("provenance", {}).get("data") or described.get("info") or {}
+    wanted, known = (
+        tuple(float(values.get(prefix + name, 0.0)) for name in PLACES)
+        for values, prefix in ((dataclasses.asdict(config.data), ""), (told, "") if told else (settings, "data."))
+    )
+    if not known[0] and (not wanted[0] or (key == "init" and config.stage.kind in ("teacher", "ar_diffusion"))):
+        return
+    if known[0] != wanted[0] or known != wanted:
+        both = (f"data.place_span={span:g} data.place_view={view:g}" for span, view in (known, wanted))
+        raise ConfigError(f"{key}={folder} was trained with {next(both)}, and this run has {next(both)}: give the same")
 
 
 def check_folder(place: Path) -> None:

@@ -45,6 +45,10 @@ def validate_training(config: RunConfig, stage: TrainingOptions) -> None:
         _validate_sampler(stage, config.model.sampler)
         _validate_own_rounds(stage)
         _validate_span(stage)
+        if config.data.place_span and stage.forcing is Forcing.diffusion:
+            raise ConfigError(
+                "stage.forcing=diffusion hides no place from a past that shows it: set stage.forcing=teacher, or data.place_span=0"
+            )
     if isinstance(stage, DmdStage):
         _validate_rollouts(stage, config.model.sampler)
     if isinstance(stage, SelfForcingStage | AnyflowStage):

@@ -117,11 +117,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def load_network(path: str, module: torch.nn.Module, target: str = "model", key: str = "init") -> None:
+def load_network(path: str, module: torch.nn.Module, target: str = "model", key: str = "init", place: int = 0) -> None:
     """Start `module` from a run (its newest averaged weights) or from a world folder. Raises ConfigError or CheckpointError.
 
     key: the setting that `path` came from, for messages. A flow map takes the embedding of a step's end from that of its start
-    where the weights have none; a camera branch that they lack begins at zero, and so does what reads and writes further channels.
+    where the weights have none; a camera branch that they lack begins at zero, and so does what reads and writes the last `place`
+    channels of a latent.
     """
     folder = Path(path)
     saved = states.load_latest(folder / "state", lambda text: None) if (folder / "state").is_dir() else None
@@ -132,8 +133,8 @@ def load_network(path: str, module: torch.nn.Module, target: str = "model", key:
     if any(name.startswith("end_noise.") for name in module.state_dict()):
         tensors = {f"end_{n}": t for n, t in tensors.items() if n.startswith("noise.")} | tensors
     tensors = {n: t for n, t in module.state_dict().items() if ".camera_out." in n} | tensors
-    if isinstance(module, DiT) and "patch.weight" in tensors:
-        tensors = _with_more_channels(tensors, module.cfg)
+    if place and isinstance(module, DiT):
+        tensors = _with_place(tensors, module.cfg, place)
     try:
         module.load_state_dict({k: v.float() for k, v in tensors.items()})
     except RuntimeError as error:
@@ -142,18 +143,18 @@ def load_network(path: str, module: torch.nn.Module, target: str = "model", key:
         ) from error
 
 
-def _with_more_channels(tensors: dict[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
-    """`tensors` with a first and a last layer for latents of config.in_channels, where theirs are for fewer."""
+def _with_place(tensors: dict[str, Tensor], config: DiTConfig, place: int) -> dict[str, Tensor]:
+    """`tensors` with a first and a last layer for `place` channels more, if those are all that they lack."""
     cells = config.patch**2
-    more = config.in_channels - tensors["patch.weight"].shape[1] // cells
-    if more <= 0:
+    lengths = [tensors[name].shape[axis] for name, axis in (("patch.weight", 1), ("head.weight", 0)) if name in tensors]
+    if lengths != [(channels - place) * cells for channels in (config.in_channels, config.out_channels)]:
         return tensors
     # a token is ordered channel, row, column where it comes in, and row, column, channel where it goes out
     weight, bias = (tensors[name].unflatten(0, (cells, -1)) for name in ("head.weight", "head.bias"))
     return tensors | {
-        "patch.weight": F.pad(tensors["patch.weight"], (0, more * cells)),
-        "head.weight": F.pad(weight, (0, 0, 0, more)).flatten(0, 1),
-        "head.bias": F.pad(bias, (0, more)).flatten(0, 1),
+        "patch.weight": F.pad(tensors["patch.weight"], (0, place * cells)),
+        "head.weight": F.pad(weight, (0, 0, 0, place)).flatten(0, 1),
+        "head.bias": F.pad(bias, (0, place)).flatten(0, 1),
     }
 
 

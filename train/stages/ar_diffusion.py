@@ -58,12 +58,12 @@ class ArDiffusion(FlowMatching):
         level = draws.uniform("context_sigma", -(-frames // options.context_noise_span)) * options.context_noise_max
         sigma = torch.where(noised, level.repeat_interleave(options.context_noise_span, dim=1)[:, :frames], 0.0)
         noise = draws.normal("context_noise", *batch.latent.shape[1:])
-        clean = self._partly_placed(self._own_context(batch, draws), draws)
-        noisy, pictured = add_noise(clean, noise, sigma), clean.shape[2] - self.data.place
-        return {"clean": torch.cat((noisy[:, :, :pictured], clean[:, :, pictured:]), dim=2), "clean_sigma": sigma}
+        clean = self._own_context(batch, draws)
+        pictures = add_noise(clean, noise, sigma)[:, :, : self.pictured]
+        return {"clean": torch.cat((pictures, clean[:, :, self.pictured :]), dim=2), "clean_sigma": sigma}
 
     def _partly_placed(self, context: Tensor, draws: Draws) -> Tensor:
-        """Context latents (B,T,C,H,W) that in some clips say where the player is from a certain frame on only."""
+        """Real latents (B,T,C,H,W) that in some clips say where the player is from a certain frame on only."""
         if not self.data.place:
             return context
         chosen = draws.uniform("place_unknown", 1) < self.options.place_unknown_prob
@@ -74,7 +74,8 @@ class ArDiffusion(FlowMatching):
     @torch.no_grad()
     def _own_context(self, batch: ClipBatch, draws: Draws) -> Tensor:
         """Context latents (B,T,C,H,W): real, or made by the network from the context of the round before."""
-        options, sampler, context = self.options, self.sampler(), batch.latent
+        options, sampler = self.options, self.sampler()
+        real = context = self._partly_placed(batch.latent, draws)
         shape, kept = context.shape, min(REAL_FRAMES, context.shape[1])
         for own_round in range(draws.shared("own_rounds", options.own_rounds + 1)):
 
@@ -87,7 +88,7 @@ class ArDiffusion(FlowMatching):
                 return draws.normal(f"own_noise_{own_round}_{i}", *shape[1:])
 
             made = sample(denoise, fresh(-1), euler_sigmas(sampler.steps, sampler.shift), sampler.kind, fresh)
-            context = torch.cat((batch.latent[:, :kept], made[:, kept:]), dim=1)
+            context = torch.cat((real[:, :kept], made[:, kept:]), dim=1)
         return context
 
     @torch.no_grad()
@@ -98,13 +99,9 @@ class ArDiffusion(FlowMatching):
         count = min(ROLLOUTS, self.options.batch) if self.model_config.text_dim else ROLLOUTS
         clips, made = self._held_out_dream(count)
         context = clips.latent.shape[1] - made.shape[1]
-        shown = self.latent_shape[0] - self.data.place
-        real, last, mask = (
-            clips.latent[:, context:, :shown],
-            clips.latent[:, context - 1 : context, :shown],
-            clips.mask[:, context:],
-        )
-        return compare_rollouts(made[:, :, :shown], real, last, mask) or None
+        shown, mask = clips.latent[:, :, : self.pictured], clips.mask[:, context:]
+        real, last = shown[:, context:], shown[:, context - 1 : context]
+        return compare_rollouts(made[:, :, : self.pictured], real, last, mask) or None
 
     def _held_out_dream(self, count: int) -> tuple[ClipBatch, Tensor]:
         """`count` held-out clips, and what the network dreams behind the first third of each."""

@@ -20,6 +20,7 @@ from train.distributed import Ranks, prepare_network
 from train.latents import RecordedLatents, open_latents
 from train.objectives import bell_weight, flow_matching
 from train.options import NoiseLevels, Weighting
+from train.sources import places
 from train.stage_options import FlowStage
 from train.stages.base import Context, Progress, Stage, Update
 from train.weights import export_network, load_network
@@ -106,8 +107,13 @@ class FlowMatching(Stage):
             model = DiT(config or self.model_config)
         model = model.to(context.device)
         if path and context.size is None:
-            load_network(path, model, key=key)
+            load_network(path, model, key=key, place=self.data.place)
         return prepare_network(model, context.ranks, context.config.train, context.compiled)
+
+    @property
+    def pictured(self) -> int:
+        """Channels of a latent that are of the picture: the first."""
+        return self.latent_shape[0] - self.data.place
 
     @property
     def recorded(self) -> RecordedLatents:
@@ -176,6 +182,7 @@ class FlowMatching(Stage):
             "codec": self.data.codec,
             "step": progress.step,
             "targets": progress.targets,
+            **places(self.context.config),
         }
         return export_network(self.context.folder / "export", self.model_config, self.model.state_dict(), info, sampler)
 

@@ -38,7 +38,8 @@ class HeldStudent(Distillation):
         return self.options.clip_frames + self.sampler().chunk * draws.shared("length", more + 1)
 
     def _rests(self, dream: ClipBatch, real: ClipBatch) -> tuple[Tensor, Tensor]:
-        return rest_targets(dream.latent, real.latent, real.action, self.options.context_frames)
+        shown = real.latent[:, :, : self.pictured]  # a place that slides under equal pictures rests
+        return rest_targets(dream.latent, shown, real.action, self.options.context_frames)
 
     def _restful(self, batch: ClipBatch, draws: Draws) -> tuple[ClipBatch, Tensor]:
         """`batch` with restful clips in some places, and which (B,): of rest_draws clips the one that rests longest where rollouts

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from train.data import ClipBatch, Clips
+from train.sources import places
 from train.stages.distil import Distillation
 from train.stages.flow import dit_flops
 from train.trajectories import Plan, Trajectories, imagined, trajectories
@@ -43,7 +44,8 @@ def store(stage: Distillation, own: Stored, teacher: DiT, layout: Layout, guidan
 
     plan = Plan(
         stage.data.folder,
-        f"{_key(teacher) if context.size is None else ''} {layout} {guidance}",
+        f"{_key(teacher) if context.size is None else ''} {layout} {guidance}"
+        + "".join(f" {v}" for v in places(context.config).values()),
         own.pairs,
         own.levels,
         own.list_steps,
