@@ -72,6 +72,8 @@ def _check_place(config: RunConfig, key: str, folder: Path) -> None:
     What goes on from real clips, teacher and ar_diffusion, may begin from a network that knows none.
     """
     described, settings = description(folder), record.begun(folder) or {}
+    if not (described or settings):
+        return  # there is nothing yet: an entry of a recipe makes it
     told = described.get("provenance", {}).get("data") or described.get("info") or {}
     wanted, known = (
         tuple(float(values.get(prefix + name, 0.0)) for name in PLACES)
@@ -79,7 +81,7 @@ def _check_place(config: RunConfig, key: str, folder: Path) -> None:
     )
     if not known[0] and (not wanted[0] or (key == "init" and config.stage.kind in ("teacher", "ar_diffusion"))):
         return
-    if known[0] != wanted[0] or known != wanted:
+    if known != wanted:
         both = (f"data.place_span={span:g} data.place_view={view:g}" for span, view in (known, wanted))
         raise ConfigError(f"{key}={folder} was trained with {next(both)}, and this run has {next(both)}: give the same")
 
