@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +74,13 @@ def _check_place(config: RunConfig, key: str, folder: Path) -> None:
     if not (described or settings):
         return  # there is nothing yet: an entry of a recipe makes it
     told = described.get("provenance", {}).get("data") or described.get("info") or {}
-    wanted, known = (
-        tuple(float(values.get(prefix + name, 0.0)) for name in PLACES)
-        for values, prefix in ((dataclasses.asdict(config.data), ""), (told, "") if told else (settings, "data."))
-    )
-    if not known[0] and (not wanted[0] or (key == "init" and config.stage.kind in ("teacher", "ar_diffusion"))):
+    told = told or {name: settings.get(f"data.{name}", 0.0) for name in PLACES}
+    known = {name: told[name] for name in PLACES} if told.get("place_span") else {}
+    wanted = places(config)
+    if known == wanted or (not known and key == "init" and config.stage.kind in ("teacher", "ar_diffusion")):
         return
-    if known != wanted:
-        both = (f"data.place_span={span:g} data.place_view={view:g}" for span, view in (known, wanted))
-        raise ConfigError(f"{key}={folder} was trained with {next(both)}, and this run has {next(both)}: give the same")
+    one, other = (" ".join(f"data.{n}={v:g}" for n, v in p.items()) or "data.place_span=0" for p in (known, wanted))
+    raise ConfigError(f"{key}={folder} was trained with {one}, and this run has {other}: give the same")
 
 
 def check_folder(place: Path) -> None:
