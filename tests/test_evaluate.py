@@ -110,9 +110,9 @@ def test_random_play_is_fixed_by_its_seed_and_within_limits():
     assert np.abs(a[..., 5] * 4).max() <= 12 and set(np.unique(a[..., :5])) == {0.0, 1.0}
 
 
-@pytest.mark.parametrize("kind", ["euler", "adams", "consistency"])
-def test_dreamer_gives_the_frames_of_the_session(tmp_path, kind):
-    session = open_session(_world(tmp_path, kind=kind), device="cpu", threads=1)
+@pytest.mark.parametrize(("kind", "past_noise"), [("euler", 0.0), ("adams", 0.3), ("consistency", 0.0), ("consistency", 0.6)])
+def test_dreamer_gives_the_frames_of_the_session(tmp_path, kind, past_noise):
+    session = open_session(_world(tmp_path, kind=kind, past_noise=past_noise), device="cpu", threads=1)
     dreamer = tiny_dreamer(session)
     script = random_play(session.actions, 3, 9, seed=0)
     wanted = []

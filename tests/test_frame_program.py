@@ -38,8 +38,8 @@ class PlainProgram:
     def denoise(self, noise, levels, renoise, given, finished=None):
         return sample(lambda x, sigma, end: self._pass(x, sigma, end, given), noise, levels, self._sampler.kind, renoise)
 
-    def commit(self, clean, given) -> None:
-        level = self._sampler.context_sigma
+    def commit(self, clean, given, dreamed=False) -> None:
+        level = self._sampler.dreamed_sigma if dreamed else self._sampler.context_sigma
         self._pass(clean, level, level, given)
         self._cache.commit()
 
@@ -100,9 +100,9 @@ def test_a_video_program_shows_the_pictures_of_plain_passes(case):
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
-@pytest.mark.parametrize("kind", ["euler", "consistency"])
-def test_a_program_shows_the_pictures_of_plain_passes(tmp_path, chunk, kind):
-    by_pass, program = (chunky(tmp_path / name, chunk, kind=kind) for name in ("plain", "program"))
+@pytest.mark.parametrize(("kind", "past_noise"), [("euler", 0.0), ("consistency", 0.0), ("consistency", 0.4)])
+def test_a_program_shows_the_pictures_of_plain_passes(tmp_path, chunk, kind, past_noise):
+    by_pass, program = (chunky(tmp_path / name, chunk, kind=kind, past_noise=past_noise) for name in ("plain", "program"))
     assert same(rooms_rollout(plain(by_pass)), rooms_rollout(program))
     assert torch.equal(by_pass.cache.store, program.cache.store)
 
@@ -139,9 +139,9 @@ def test_throughput_mode_dreams_the_same(case):
     assert merged.cache.position == apart.cache.position
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_throughput_mode_knows_actions(tmp_path, chunk):
-    apart, merged = (chunky(tmp_path / name, chunk) for name in ("apart", "merged"))
+@pytest.mark.parametrize(("chunk", "past_noise"), [(1, 0.0), (3, 0.0), (1, 0.4)])
+def test_throughput_mode_knows_actions(tmp_path, chunk, past_noise):
+    apart, merged = (chunky(tmp_path / name, chunk, past_noise=past_noise) for name in ("apart", "merged"))
     merged.merge = True
     pairs = zip(rooms_rollout(apart), rooms_rollout(merged), strict=True)
     assert max(int(np.abs(a.astype(int) - b).max()) for a, b in pairs) <= 1

@@ -16,13 +16,14 @@ from train.checks import validate
 from train.distributed import Ranks
 from train.dreamer import Dreamer
 from train.latents import RecordedLatents
-from train.place import PLACE_CHANNELS, place_channels, without_place
+from train.place import pose_channels, without_place
 from train.stages import Context, build
 from train.weights import load_network
 from worldmodel.checkpoint import load_world
 from worldmodel.config import CodecConfig
 from worldmodel.errors import ConfigError
 from worldmodel.models.codec import FrameCodec
+from worldmodel.models.place import OCTAVES, PLACE_CHANNELS, nearest_place, place_channels, place_turns
 from worldmodel.session import open_session
 
 CODEC = ("stage=codec", "stage.batch=16", "stage.lr=4e-3", "stage.scale_frames=64", "steps=20")
@@ -56,14 +57,14 @@ def _stage(home: Path, *more: str):  # type: ignore[no-untyped-def]
 
 def test_channels_are_waves_of_place_and_of_a_columns_direction() -> None:
     poses = torch.tensor([[[100.0, 700.0, 30.0], [320.5, 12.0, 355.0]]])
-    channels = place_channels(poses, 1600.0, 90.0, (4, 6))
+    channels = pose_channels(poses, 1600.0, 90.0, (4, 6))
     assert channels.shape == (1, 2, PLACE_CHANNELS, 4, 6)
     x, y, degrees = poses[0, 1].tolist()
     for row in range(4):
         for column in range(6):
             aside = math.degrees(math.atan((column + 0.5) / 3 - 1))  # half the picture's width spans 45 degrees
             turns = (x / 1600, y / 1600, (degrees - aside) / 360)
-            waves = [wave(2 * math.pi * t * 2**k) for t in turns for wave in (math.sin, math.cos) for k in range(4)]
+            waves = [wave(2 * math.pi * t * 2**k) for t in turns for wave in (math.sin, math.cos) for k in range(OCTAVES)]
             mine = channels[0, 1, :, row, column].tolist()
             cell = row % 2 * 2 + column % 2
             assert mine == pytest.approx([math.sqrt(2) * waves[4 * p + cell] for p in range(PLACE_CHANNELS)], abs=1e-4)
@@ -72,10 +73,25 @@ def test_channels_are_waves_of_place_and_of_a_columns_direction() -> None:
 def test_turning_moves_what_columns_say() -> None:
     """What a column shows after a turn to the right is what one further right showed before."""
     aside = math.degrees(math.atan(0.125) + math.atan(0.375))  # from the column left of the middle to the next but one
-    before, after = (place_channels(torch.tensor([5.0, 6.0, d]), 64.0, 90.0, (2, 8)) for d in (90.0, 90.0 - aside))
+    before, after = (pose_channels(torch.tensor([5.0, 6.0, d]), 64.0, 90.0, (2, 8)) for d in (90.0, 90.0 - aside))
     assert torch.allclose(before[:, :, 5], after[:, :, 3], atol=1e-4) and not torch.allclose(
         before[:, :, 3], after[:, :, 3], atol=0.1
     )
+
+
+@pytest.mark.parametrize("channels", [6, PLACE_CHANNELS])
+def test_a_place_is_read_from_channels_that_say_it_badly(channels: int) -> None:
+    places = torch.rand(40, 3, generator=torch.Generator().manual_seed(0))
+    for size in ((10, 16), (9, 15), (2, 2)):
+        said = place_channels(places, 70.0, size, channels)
+        assert said.shape == (40, channels, *size)
+        off = (place_turns(said, 70.0) - places + 0.5) % 1 - 0.5
+        assert float(off.abs().max()) < 1e-6
+        assert torch.allclose(nearest_place(said, 70.0), said, atol=1e-4)
+    said = place_channels(places, 70.0, (10, 16), channels)
+    blurred = (0.4 * said + 0.3 * torch.randn(said.shape, generator=torch.Generator().manual_seed(1))).bfloat16()
+    again = nearest_place(blurred, 70.0)
+    assert again.dtype == torch.bfloat16 and float((again - said).square().mean()) < 0.05 < float((blurred - said).square().mean())
 
 
 def test_a_codec_neither_sees_nor_shows_the_place() -> None:
@@ -85,8 +101,8 @@ def test_a_codec_neither_sees_nor_shows_the_place() -> None:
     moved = latent.clone()
     moved[:, 4:] = 1.0
     assert torch.equal(codec.decode(moved), codec.decode(latent)) and torch.equal(without_place(moved, 3), latent)
-    with pytest.raises(ConfigError, match=r"codec\.place of taehv lies in 0 to 0, got 2"):
-        CodecConfig(kind="taehv", place=2)
+    with pytest.raises(ConfigError, match=r"codec\.place of taehv is a multiple of 3 from 0 to 0, got 3"):
+        CodecConfig(kind="taehv", place=3)
 
 
 def test_clips_say_where_the_player_is(home: Path) -> None:
@@ -96,7 +112,7 @@ def test_clips_say_where_the_player_is(home: Path) -> None:
     numbers = torch.tensor([0, 3])
     batch, (indices, _) = stage.clips.batch(numbers), stage.clips.sampler.clips(numbers)
     poses = torch.from_numpy(np.array(data.frames.poses))[indices]
-    assert torch.allclose(batch.latent[:, :, 4:], place_channels(poses, 64.0, 60.0, data.shape[1:]))
+    assert torch.allclose(batch.latent[:, :, 4:], pose_channels(poses, 64.0, 60.0, data.shape[1:]))
     seen = batch.seen(2)
     assert torch.equal(seen[:, :, :4], batch.latent[:, :2, :4]) and not seen[:, :, 4:].any()
     own = batch.latent[:, 2:4] + 0.5  # frames that a rollout made say where they are, and keep what they say
@@ -216,7 +232,7 @@ def test_rollouts_see_real_frames_as_a_game_does_and_are_judged_with_their_place
     stage = _stage(home, *dmd, *PLACE)
     shown: list[torch.Tensor] = []
     see = stage.student.see
-    stage.student.see = lambda latents: (shown.append(latents), see(latents))  # type: ignore[method-assign]
+    stage.student.see = lambda latents, *more: (shown.append(latents), see(latents, *more))  # type: ignore[method-assign]
     draws = stage.context.draws(0, 0)
     batch = stage.clips.draw(draws)
     dream = stage.dream(batch, draws)

@@ -111,10 +111,12 @@ def test_noise_levels_and_context(home: Path) -> None:
     assert 0.4 < float(noised.float().mean()) < 0.6 and float(extra["clean_sigma"].max()) <= 0.4
     batch = stage.clips.draw(draws)
     assert torch.equal(extra["clean"][~noised], batch.latent[~noised])
-    spans = _stage(home, "stage.batch=256", "stage.context_noise_span=4", "stage.context_noise_max=1", "model.sampler.chunk=2")
-    level = spans.clean_context(batch, draws)["clean_sigma"]
-    assert torch.equal(level[:, :4], level[:, :1].expand(-1, 4)) and torch.equal(level[:, 4], level[:, 5])  # a clip has six frames
-    assert not torch.equal(level[:, 3], level[:, 4]) and float(level.max()) > 0.9
+    past = _stage(home, "stage.batch=256", "stage.context_noise_past=true", "stage.context_noise_max=1")
+    level = past.clean_context(batch, draws)["clean_sigma"]
+    begun = level > 0
+    assert bool((begun.int().diff(dim=1) >= 0).all()) and torch.equal(level, level[:, -1:] * begun)  # clean, then all at one level
+    assert 0.33 < float(begun[:, -1].float().mean()) < 0.53 and 0.02 < float(begun[:, 0].float().mean()) < 0.15
+    assert float(level.max()) > 0.9
 
 
 def test_own_context_is_what_the_network_dreams_of_the_real_past(home: Path) -> None:

@@ -53,8 +53,8 @@ def _check_alike(first: LoadedWorld, second: LoadedWorld, config: RunConfig) -> 
     for what, one, other in (
         ("networks", first.config.model, second.config.model),
         ("actions", first.config.actions, second.config.actions),
-        ("codecs", first.config.codec, second.config.codec),
         ("places", *(tuple(w.config.provenance.get("data", {}).get(name) for name in PLACES) for w in (first, second))),
+        ("codecs", first.config.codec, second.config.codec),
     ):
         if one != other:
             raise ConfigError(f"world={config.world} and init={config.init} have different {what}: average two students of one run")

@@ -138,4 +138,5 @@ def sampler_config(config: RunConfig) -> SamplerConfig:
         memory_every=s.memory_every,
         chunk=s.chunk,
         context_sigma=s.context_sigma,
+        past_noise=s.past_noise,
     )

@@ -20,6 +20,7 @@ from worldmodel.diffusion import noise_levels, sample
 from worldmodel.errors import ConfigError
 from worldmodel.models.codec import FrameCodec, to_float, to_uint8
 from worldmodel.models.dit import DiT
+from worldmodel.past import Past
 from worldmodel.runtime import generator
 
 CODEC_BATCH = 64
@@ -41,7 +42,7 @@ class Dreamer:
         self.device, self.dtype = model.patch.weight.device, model.patch.weight.dtype
         self.steps, self.chunk = steps or sampler.steps, sampler.chunk
         self.sigmas = noise_levels(self.steps, sampler.shift, sampler.sigmas)
-        self.latent = torch.empty(0)
+        self.latent, self._past = torch.empty(0), Past.in_world(config)
         self._seeds: list[int] = []
         self._index = 0
 
@@ -59,7 +60,7 @@ class Dreamer:
         self._cache = self.model.make_cache(self.config.latent_size[1:], **sampler.kept, batch=len(frames))
         latents = self.encode(frames.reshape(-1, *frames.shape[2:])).unflatten(0, frames.shape[:2])
         for part, encoded in zip(latents.split(self.chunk, 1), self._actions(actions).split(self.chunk, 1), strict=True):
-            self._commit(part, encoded)
+            self._commit(part, encoded, self.config.sampler.context_sigma)
         self.latent = latents[:, -1, : self.config.codec.channels]
 
     def rollout(self, frames: np.ndarray, actions: np.ndarray, script: np.ndarray, seeds: Sequence[int]) -> Iterator[np.ndarray]:
@@ -87,7 +88,8 @@ class Dreamer:
             return self.model(noisy, self._levels(sigma), actions, cache=self._cache, end=self._levels(end))
 
         clean = sample(denoise, self._noise("noise"), self.sigmas, self.config.sampler.kind, lambda i: self._noise("renoise", i))
-        self._commit(clean, actions)
+        kept = self._past.of(clean, self._noise("past") if self._past.noise else None)
+        self._commit(kept, actions, self.config.sampler.dreamed_sigma)
         self._index += self.chunk - 1
         return clean
 
@@ -113,8 +115,8 @@ class Dreamer:
     def _levels(self, sigma: float) -> Tensor:
         return torch.full((len(self._seeds), self.chunk), sigma, device=self.device)
 
-    def _commit(self, latents: Tensor, actions: Tensor) -> None:
-        self.model(latents, self._levels(self.config.sampler.context_sigma), actions, cache=self._cache)
+    def _commit(self, latents: Tensor, actions: Tensor, sigma: float) -> None:
+        self.model(latents, self._levels(sigma), actions, cache=self._cache)
         self._cache.commit()
 
     def _noise(self, purpose: str, draw: int = 0) -> Tensor:

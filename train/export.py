@@ -121,7 +121,7 @@ def export_run(stage: FlowMatching, progress: Progress) -> Path:
         width=width,
         fps=data.fps,
         model=stage.model_config,
-        codec=dataclasses.replace(codec.config, place=stage.data.place),
+        codec=dataclasses.replace(codec.config, place=stage.data.place, place_view=config.data.place_view),
         sampler=stage.sampler(),
         actions=data.spec,
         provenance=provenance(config, data, progress, codec_info),

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from train import videos
 from train.data import Clips, Store, encode_latents
-from train.place import PLACE_CHANNELS, place_channels
+from train.place import pose_channels
 from train.unpack import Frames, unpack
 from train.weights import LoadedCodec, check_codec, load_codec
 from worldmodel.action import ActionSpec
 from worldmodel.errors import ConfigError
 from worldmodel.models.codec import to_float
+from worldmodel.models.place import PLACE_CHANNELS
 
 if TYPE_CHECKING:
     from train.stages.base import Context
@@ -106,7 +107,7 @@ class RecordedLatents:
         if not self.place:
             return {}
         options, (_, rows, columns) = self._context.config.data, self.shape
-        return {"place": place_channels(self._poses.pick(indices), options.place_span, options.place_view, (rows, columns))}
+        return {"place": pose_channels(self._poses.pick(indices), options.place_span, options.place_view, (rows, columns))}
 
 
 class ShapesOnly:

@@ -120,8 +120,8 @@ class CodecOptions:
 
 @dataclass
 class SamplerOptions:
-    """See worldmodel.config.SamplerConfig. chunk, window, sink and memory also shape the training mask; the rest only says how one
-    plays."""
+    """See worldmodel.config.SamplerConfig. chunk, window, sink and memory also shape the training mask, and rollouts in training
+    are made with past_noise; the rest only says how one plays."""
 
     kind: str = "adams"
     shift: float = 1.5
@@ -133,6 +133,7 @@ class SamplerOptions:
     memory_every: int = 8
     chunk: int = 1
     context_sigma: float = 0.0
+    past_noise: float = 0.0
 
 
 @dataclass
@@ -147,8 +148,8 @@ class DataOptions:
     """root: folder of episodes. cache: where frames and latents are unpacked ("" = root/cache). world: name of the exported world.
 
     workers: processes that unpack episodes (0 = one per core). title: one line for the world list. place_span: networks also dream
-    where the player is (see train.place), on a map of so many units (0 = they do not; poses x, y, degrees are needed), in pictures
-    that show so many degrees from left to right (place_view).
+    where the player is (see worldmodel.models.place), on a map of so many units (0 = they do not; poses x, y, degrees are
+    needed), in pictures that show so many degrees from left to right (place_view).
     """
 
     root: str = MISSING

@@ -44,7 +44,7 @@ def validate_training(config: RunConfig, stage: TrainingOptions) -> None:
         _validate_ranges(stage)
         _validate_sampler(stage, config.model.sampler)
         _validate_own_rounds(stage)
-        _validate_span(stage)
+        _validate_noised_past(stage)
         if config.data.place_span and stage.forcing is Forcing.diffusion:
             raise ConfigError(
                 "stage.forcing=diffusion hides no place from a past that shows it: set stage.forcing=teacher, or data.place_span=0"
@@ -81,7 +81,7 @@ def _validate_ranges(stage: ArDiffusionStage) -> None:
     factors = ("guidance", "trajectory_guidance", "critic_lr", "pretrain_lr", "fake_weight", "mix_weight", "boundary_weight")
     names = (*factors, "score", "anchor", "rest", "pretrain_steps", "own_rounds", "first_steps")
     not_negative({f"stage.{n}": getattr(stage, n) for n in names if hasattr(stage, n)})
-    counts = ("pairs", "critic_updates", "rest_draws", "context_noise_span")
+    counts = ("pairs", "critic_updates", "rest_draws")
     at_least_one({f"stage.{n}": getattr(stage, n) for n in counts if hasattr(stage, n)})
     if getattr(stage, "list_steps", 1) > getattr(stage, "levels", 1) or getattr(stage, "levels", 1) % getattr(
         stage, "list_steps", 1
@@ -110,10 +110,10 @@ def _validate_sampler(stage: ArDiffusionStage, sampler: SamplerOptions) -> None:
         )
 
 
-def _validate_span(stage: ArDiffusionStage) -> None:
-    if stage.context_noise_span > 1 and (stage.forcing is Forcing.diffusion or not stage.context_noise_prob):
+def _validate_noised_past(stage: ArDiffusionStage) -> None:
+    if stage.context_noise_past and (stage.forcing is Forcing.diffusion or not stage.context_noise_prob):
         raise ConfigError(
-            "stage.context_noise_span is of a clean past that is noised: set stage.forcing=teacher and stage.context_noise_prob "
+            "stage.context_noise_past is of a clean past that is noised: set stage.forcing=teacher and stage.context_noise_prob "
             "above 0, or leave it out"
         )
 

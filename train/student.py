@@ -19,6 +19,7 @@ from worldmodel.config import SamplerConfig
 from worldmodel.diffusion import noise_levels
 from worldmodel.models.attention import AttentionContext, Layout
 from worldmodel.models.dit import DiT
+from worldmodel.past import Past
 from worldmodel.runtime import capture_graph
 
 
@@ -34,7 +35,8 @@ class _Graph:
 class Student:
     """`begin` a rollout with its conditions, then use `denoise` and `cache` with `train.rollout.self_rollout`; or `dream`.
 
-    carried, frames: see train.rollout. graphs: False for a few rollouts only, which capturing would not pay for.
+    carried, frames: see train.rollout. graphs: False for a few rollouts only, which capturing would not pay for. pictured:
+    channels of a latent that are of the picture (0: all).
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class Student:
         carried: bool = False,
         graphs: bool = True,
         frames: int = 0,
+        pictured: int = 0,
     ) -> None:
         self._model, self._context, self._sampler = model, context, sampler
+        self._past = Past(pictured or latent_shape[0], context.config.data.place_view, sampler.past_noise)
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._copy: DiT | None = None
         # launches are not what passes of large networks with prompts wait for
@@ -76,11 +80,19 @@ class Student:
         if self._copy is not None and changed:
             copy_whole(self._copy, self._model)
 
-    def see(self, latents: Tensor) -> None:
-        """Make the real frames (B,T,C,H,W), whole chunks, the past that the rollout goes on from."""
+    def see(self, latents: Tensor, draws: Draws, real: int) -> None:
+        """Make the frames (B,T,C,H,W), whole chunks, the past that the rollout goes on from. real: how many of them are; then come
+        dreamed ones."""
+        kept = torch.cat((latents[:, :real], self.kept(latents[:, real:], draws, "seen")), dim=1)
         for start in range(0, latents.shape[1], self.cache.chunk):
-            block = slice(start, start + self.cache.chunk)
-            commit(self.denoise, self.cache, latents[:, block], block, self._sampler.context_sigma)
+            block, sampler = slice(start, start + self.cache.chunk), self._sampler
+            commit(
+                self.denoise, self.cache, kept[:, block], block, sampler.context_sigma if start < real else sampler.dreamed_sigma
+            )
+
+    def kept(self, clean: Tensor, draws: Draws, name: str | int) -> Tensor:
+        """Dreamed latents (B,T,C,H,W) as they go into the past, with noise of that name."""
+        return self._past.of(clean, draws.normal(f"past_{name}", *clean.shape[1:]) if self._past.noise else None)
 
     @torch.no_grad()
     def dream(self, clips: ClipBatch, context: int, draws: Draws, steps: int = 0) -> Tensor:
@@ -89,7 +101,7 @@ class Student:
         sampler = self._sampler
         levels = noise_levels(steps or sampler.steps, sampler.shift, sampler.sigmas)
         self.begin(clips)
-        self.see(clips.seen(context))
+        self.see(clips.seen(context), draws, context)
         return self_rollout(
             self.denoise,
             self.cache,
@@ -98,7 +110,8 @@ class Student:
             lambda number, step: draws.normal(f"renoise_{number}_{step}", sampler.chunk, *clips.latent.shape[2:]),
             start=context,
             kind=sampler.kind,
-            context_sigma=sampler.context_sigma,
+            context=lambda number, clean: self.kept(clean, draws, number),
+            context_sigma=sampler.dreamed_sigma,
         )
 
     def denoise(self, noisy: Tensor, sigma: float, end: float, block: slice) -> Tensor:

@@ -107,15 +107,16 @@ class CodecConfig:
     """What turns pictures into latents, 8x smaller in height and width, and back.
 
     kind: ``frame`` (the small autoencoder of bundled worlds, one latent a picture), or of video worlds ``wan_vae`` (of width
-    decoder_widths[0]) and ``taehv`` (decoder_widths from coarse to fine). channels: of a picture's latents. place:
-    further channels, in which a world that was trained with them dreams where its player is (train.place); zeros where nobody
-    knows. widths, decoder_widths: convolution widths at 1/2, 1/4 and 1/8 of the picture's size. blocks: residual blocks at 1/8
-    (the other levels have one).
+    decoder_widths[0]) and ``taehv`` (decoder_widths from coarse to fine). channels: of a picture's latents. place: further
+    channels, in which a world that was trained with them dreams where its player is (`models.place`), in pictures that show
+    place_view degrees from left to right; zeros where nobody knows. widths, decoder_widths: convolution widths at 1/2, 1/4 and
+    1/8 of the picture's size. blocks: residual blocks at 1/8 (the other levels have one).
     """
 
     kind: str = "frame"
     channels: int = 16
     place: int = 0
+    place_view: float = 90.0
     widths: tuple[int, int, int] = (64, 128, 192)
     decoder_widths: tuple[int, int, int] = (32, 64, 128)
     blocks: int = 2
@@ -124,7 +125,9 @@ class CodecConfig:
         require(self.kind in CODECS, f"codec.kind is one of {', '.join(CODECS)}, got {self.kind!r}")
         require(1 <= self.channels <= _MOST_WIDTH, f"codec.channels lies in 1 to {_MOST_WIDTH}, got {self.channels}")
         most = _MOST_WIDTH if self.kind == "frame" else 0
-        require(0 <= self.place <= most, f"codec.place of {self.kind} lies in 0 to {most}, got {self.place}")
+        fits = 0 <= self.place <= most and self.place % 3 == 0
+        require(fits, f"codec.place of {self.kind} is a multiple of 3 from 0 to {most}, got {self.place}")
+        require(0 < self.place_view < 180, f"codec.place_view lies between 0 and 180 degrees, got {self.place_view}")
         require(
             self.kind == "frame" or self.channels == VIDEO_CHANNELS,
             f"codec.channels of {self.kind} is {VIDEO_CHANNELS}, got {self.channels}",
@@ -160,7 +163,9 @@ class SamplerConfig:
     shift: warps an even grid of noise levels, sigma = s u / (1 + (s - 1) u). presets: step counts that may be chosen. steps: the
     default step count. window: frames that attention sees, the current chunk included; sink: of those, how many first frames are
     kept for ever. memory: how many frames from before the window are seen, too: of every `memory_every`-th the newest. chunk:
-    latent frames denoised together. context_sigma: noise level at which a finished frame is committed to the cache (0 = clean).
+    latent frames denoised together. context_sigma: noise level that the network is told of the frames in the cache, which are clean
+    (0: the truth). past_noise: noise level up to which dreamed pictures are noised there, and told so (`worldmodel.past`; real
+    ones are clean); for networks that were trained with it.
     sigmas: noise levels by step count, where they are not the shifted even grid. first_steps: steps of a rollout's first chunk
     where that differs (video worlds, whose rollouts begin with nothing; 0 = as all).
     rolling: `steps` chunks are denoised together, each one level behind the next (students trained so; `worldmodel.rolling`); the
@@ -177,6 +182,7 @@ class SamplerConfig:
     memory_every: int = 8
     chunk: int = 1
     context_sigma: float = 0.0
+    past_noise: float = 0.0
     sigmas: dict[str, tuple[float, ...]] = field(default_factory=dict)
     first_steps: int = 0
     rolling: bool = False
@@ -204,7 +210,9 @@ class SamplerConfig:
             "sampler.rolling goes with sampler.kind consistency, and without sampler.first_steps",
         )
         require(not (self.rolling and self.memory), "sampler.memory does not go with sampler.rolling")
-        require(0.0 <= self.context_sigma < 1.0, f"sampler.context_sigma lies in [0, 1), got {self.context_sigma}")
+        for name in ("context_sigma", "past_noise"):
+            require(0.0 <= getattr(self, name) < 1.0, f"sampler.{name} lies in [0, 1), got {getattr(self, name)}")
+        require(not (self.context_sigma and self.past_noise), "sampler.context_sigma does not go with sampler.past_noise")
         for steps, sigmas in self.sigmas.items():
             falling = all(a > b for a, b in itertools.pairwise(sigmas))
             require(
@@ -216,6 +224,11 @@ class SamplerConfig:
     def kept(self) -> Kept:
         """What of the past is kept and seen."""
         return Kept(window=self.window, chunk=self.chunk, sink=self.sink, memory=self.memory, every=self.memory_every)
+
+    @property
+    def dreamed_sigma(self) -> float:
+        """The noise level that the network is told of dreamed frames in the cache."""
+        return self.past_noise or self.context_sigma
 
     @property
     def least_window(self) -> int:
@@ -282,6 +295,9 @@ class WorldConfig:
             "sampler.rolling dreams ahead of what a player does: it goes with video worlds without a camera",
         )
         require((self.family == "wan") == (self.codec.kind != "frame"), "codec.kind frame goes with the family worldmodel alone")
+        require(
+            self.family == "worldmodel" or not self.sampler.past_noise, "sampler.past_noise goes with the family worldmodel alone"
+        )
         if self.family == "worldmodel":
             require(
                 self.model.action_dim == self.actions.width,

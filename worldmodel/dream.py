@@ -17,6 +17,7 @@ from worldmodel.config import MOST_STEPS, WorldConfig
 from worldmodel.errors import ConfigError, DeviceError
 from worldmodel.frame_program import Finished, FrameProgram, Given
 from worldmodel.models.dit import DiT
+from worldmodel.past import Past
 from worldmodel.rolling import RollingWindow
 from worldmodel.screen import Screen
 from worldmodel.world import Frame
@@ -56,8 +57,9 @@ class Dream:
         self.device_note, self.merge = "", False
         self._device, self._dtype, self.model = device, dtype, model
         self.cache = model.make_cache(config.latent_size[1:], **sampler.kept, cameras=cameras, apart=sampler.rolling)
+        self._kept = Past.in_world(config)
         self._program, self._screen = FrameProgram(model, self.cache, sampler), Screen(decode_on or device)
-        self._pending: Finished | None = None
+        self._pending: tuple[Tensor, Given, int] | None = None  # a clean chunk that waits for its commit, and its number
         self._committed = runtime.Stopwatch(device)
         self._drawn: list[Draw] = []
         self._ahead: dict[Draw, Tensor] = {}
@@ -97,38 +99,31 @@ class Dream:
         """The pictures of the next chunk, whose noise is derived from `number`."""
         watch, finished = runtime.Stopwatch(self._device), None
         if self._merges:
-            finished, self._pending = self._pending, None
+            finished = self._past()
         else:
             self._settle()
         with watch.part("denoise"):
             noise = self._noise("noise", number)
             clean = self._program.denoise(noise, levels, lambda i: self._noise("renoise", number, i), given, finished)
-        return self._show(clean, given, watch)
+        return self._show(clean, given, watch, number)
 
     def _roll(self, number: int, window: RollingWindow, given: Given) -> tuple[Frame, ...]:
         """As `_dream`, of the oldest chunk of a window whose chunks are dreamed together; the others go on, too."""
         watch, chunk = runtime.Stopwatch(self._device), self.config.sampler.chunk
         self._settle()
-
-        def draw(purpose: str, behind: int, level: int = 0) -> Tensor:
-            drawn = self._noise(purpose, number + behind * chunk, level)
-            there = torch.empty_like(drawn, device=self._device)
-            runtime.upload(drawn, there)
-            return there
-
         with watch.part("denoise"):
             clean = window.next(
                 lambda noisy, levels: self._program.together(noisy, levels, given),
-                lambda behind: draw("noise", behind),
-                lambda behind, level: draw("renoise", behind, level),
+                lambda behind: self._there("noise", number + behind * chunk),
+                lambda behind, level: self._there("renoise", number + behind * chunk, level),
             )
-        return self._show(clean, given, watch)
+        return self._show(clean, given, watch, number)
 
-    def _show(self, clean: Tensor, given: Given, watch: runtime.Stopwatch) -> tuple[Frame, ...]:
+    def _show(self, clean: Tensor, given: Given, watch: runtime.Stopwatch, number: int) -> tuple[Frame, ...]:
         """The pictures of a finished chunk, which waits to be committed, or is while its pictures are decoded. They share times."""
         pictures = self._screen.fetch(lambda: self._decode(clean), watch)
         committed, self._committed = self._committed, runtime.Stopwatch(self._device)
-        self._pending = clean, given
+        self._pending = clean, given, number
         if self._screen.aside:
             self.finish()
         rgb, timing = pictures(), {**committed.read(), **watch.read()}
@@ -141,8 +136,24 @@ class Dream:
         """Commit what is still to be committed."""
         if self._pending is not None:
             with self._committed.part("commit"):
-                self._program.commit(*self._pending)
-            self._pending = None
+                finished = self._past()
+                assert finished is not None
+                self._program.commit(*finished, dreamed=True)
+
+    def _past(self) -> Finished | None:
+        """What waits to be committed, as it will be, and from now on waits no more."""
+        if self._pending is None:
+            return None
+        clean, given, number = self._pending
+        self._pending = None
+        return self._kept.of(clean, self._there("past", number) if self._kept.noise else None), given
+
+    def _there(self, purpose: str, number: int, draw: int = 0) -> Tensor:
+        """As `_noise`, on the device."""
+        drawn = self._noise(purpose, number, draw)
+        there = torch.empty_like(drawn, device=self._device)
+        runtime.upload(drawn, there)
+        return there
 
     def _noise(self, purpose: str, number: int, draw: int = 0) -> Tensor:
         """(1,T,C,H,W) in the host's memory."""

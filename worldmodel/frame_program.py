@@ -67,7 +67,7 @@ class Given:
 
 
 Finished = tuple[Tensor, Given]
-"""A clean chunk (1,T,C,H,W) that waits for its commit, and what it was dreamed under."""
+"""A dreamed chunk (1,T,C,H,W) as it is to be committed, and what it was dreamed under."""
 
 
 class FrameProgram:
@@ -79,7 +79,8 @@ class FrameProgram:
     def __init__(self, model: DiT, cache: KVCache, sampler: SamplerConfig) -> None:
         self.capture = False  # run as CUDA graphs; a CUDA device is needed
         self.compiled: Passes | None = None  # in place of the network's own pass, where the cache is full
-        self._model, self._cache, self._kind, self._context = model, cache, sampler.kind, (sampler.context_sigma,) * 2
+        self._model, self._cache, self._kind = model, cache, sampler.kind
+        self._real, self._dreamed = (sampler.context_sigma,) * 2, (sampler.dreamed_sigma,) * 2
         self._device = cache.store.device
         self._buffers: dict[str, Tensor] = {}
         self._levels: dict[Levels, Condition] = {}
@@ -117,7 +118,7 @@ class FrameProgram:
         draws = self._draws.setdefault(levels, {})
         for i, kept in draws.items():
             upload(renoise(i), kept)
-        for pair in (*zip(levels, (*levels[1:], 0.0), strict=True), self._context):
+        for pair in (*zip(levels, (*levels[1:], 0.0), strict=True), self._dreamed):
             self._prepare(pair, noise.shape[1])
         begin = self._stage(noise.shape, given) if finished is None else self._stage_merged(finished, given)
 
@@ -156,9 +157,9 @@ class FrameProgram:
 
         return self._run(("together", *levels), run)
 
-    def commit(self, clean: Tensor, given: Given) -> None:
-        """Put the finished chunk (1,T,C,H,W) into the cache."""
-        self._one_pass("commit", clean, self._context, given)
+    def commit(self, chunk: Tensor, given: Given, dreamed: bool = False) -> None:
+        """Put a chunk (1,T,C,H,W) into the cache: real frames, or what `Past.of` makes of dreamed ones."""
+        self._one_pass("commit", chunk, self._dreamed if dreamed else self._real, given)
         self._cache.commit()
 
     def look_ahead(self, latent_size: tuple[int, int, int], chunks: int = 1) -> None:
@@ -231,7 +232,7 @@ class FrameProgram:
         self, ctx: AttentionContext, cache: KVCache | MergedCache, actions: Tensor | None, clean: Tensor | None = None
     ) -> Step:
         """A pass against `cache` under what is in the buffers `ctx` and `actions`: over one chunk, or over [clean | that chunk]."""
-        before = () if clean is None else (self._context,)
+        before = () if clean is None else (self._dreamed,)
         if self.compiled is None or not cache.full:
             ctx, action = replace(ctx, cache=cache), self._embed(actions)
             return lambda x, pair: self._model.velocity(x, self._condition((*before, pair), action), ctx, self._text, clean)

@@ -188,9 +188,8 @@ class VideoSession(Dream):
         if self._start is None:
             begun = self._chunk(camera_motion(NOOP, 1), first=True)[-1]
         else:
-            begun = self._show(
-                self._start, self._given(self._move(camera_motion(NOOP, 1), first=True)), runtime.Stopwatch(self._device)
-            )[-1]
+            given = self._given(self._move(camera_motion(NOOP, 1), first=True))
+            begun = self._show(self._start, given, runtime.Stopwatch(self._device), 0)[-1]
         self.index, self.frame = 0, Frame(begun.rgb, 0, begun.timing_ms)
         return self.frame
 

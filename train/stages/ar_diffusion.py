@@ -55,21 +55,24 @@ class ArDiffusion(FlowMatching):
             return {}  # the context is the noisy clip itself
         frames = batch.latent.shape[1]
         noised = draws.uniform("context_choice", 1) < options.context_noise_prob
-        level = draws.uniform("context_sigma", -(-frames // options.context_noise_span)) * options.context_noise_max
-        sigma = torch.where(noised, level.repeat_interleave(options.context_noise_span, dim=1)[:, :frames], 0.0)
+        level = draws.uniform("context_sigma", 1 if options.context_noise_past else frames) * options.context_noise_max
+        sigma = torch.where(noised & self._dreamed_from(draws, frames) if options.context_noise_past else noised, level, 0.0)
         noise = draws.normal("context_noise", *batch.latent.shape[1:])
         clean = self._own_context(batch, draws)
         pictures = add_noise(clean, noise, sigma)[:, :, : self.pictured]
         return {"clean": torch.cat((pictures, clean[:, :, self.pictured :]), dim=2), "clean_sigma": sigma}
 
+    def _dreamed_from(self, draws: Draws, frames: int) -> Tensor:
+        """Which frames of a past stand for dreamed ones, bool (B,frames): in every clip those from a frame drawn evenly on."""
+        begin = draws.uniform("dreamed_from", 1) * (frames + 1) - 1  # one of 0 to `frames`, when rounded up
+        return torch.arange(frames, device=begin.device) >= begin
+
     def _partly_placed(self, context: Tensor, draws: Draws) -> Tensor:
-        """Real latents (B,T,C,H,W) that in some clips say where the player is from a certain frame on only."""
+        """Real latents (B,T,C,H,W) of which in some clips only those that stand for dreamed ones say where the player is."""
         if not self.data.place:
             return context
         chosen = draws.uniform("place_unknown", 1) < self.options.place_unknown_prob
-        index = torch.arange(context.shape[1], device=context.device)
-        unknown = chosen & (index < draws.uniform("place_known_from", 1) * (context.shape[1] + 1))
-        return without_place(context, self.data.place, unknown)
+        return without_place(context, self.data.place, chosen & ~self._dreamed_from(draws, context.shape[1]))
 
     @torch.no_grad()
     def _own_context(self, batch: ClipBatch, draws: Draws) -> Tensor:
@@ -107,7 +110,7 @@ class ArDiffusion(FlowMatching):
         """`count` held-out clips, and what the network dreams behind the first third of each."""
         sampler = self.sampler()
         clips = self.held_out.batch(self.held_out.sampler.spread(count))
-        student = Student(self.model, self.context, self.latent_shape, sampler, count, graphs=False)
+        student = Student(self.model, self.context, self.latent_shape, sampler, count, graphs=False, pictured=self.pictured)
         draws = Draws(0, 0, 0, Ranks(0, 1, self.context.device), count)
         return clips, student.dream(clips, context_of(self.options.clip_frames, sampler.chunk), draws)
 

@@ -110,7 +110,16 @@ class DistributionMatching(HeldStudent):
         sampler = self.sampler()
         carried = self.options.cache_gradient is CacheGradient.carried
         longest = max(self.options.rollout_frames, self.options.clip_frames)
-        return Student(self.model, self.context, self.latent_shape, sampler, self.options.batch, carried, frames=longest)
+        return Student(
+            self.model,
+            self.context,
+            self.latent_shape,
+            sampler,
+            self.options.batch,
+            carried,
+            frames=longest,
+            pictured=self.pictured,
+        )
 
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model, "critic": self.critic} if self.options.score else {"model": self.model}
@@ -137,18 +146,18 @@ class DistributionMatching(HeldStudent):
         """Recorded clips and the rollouts along them that `target` learns from: `batch`, or where those that go on are now."""
         if target not in self._ongoing:
             return batch, self.dream(batch, draws)
-        along, past = self._ongoing[target].along(draws)
-        dream = self.dream(along, draws, past)
+        along, past, real = self._ongoing[target].along(draws)
+        dream = self.dream(along, draws, past, real)
         self._ongoing[target].add(dream.latent[:, past.shape[1] :])
         return along, dream
 
-    def dream(self, batch: ClipBatch, draws: Draws, past: Tensor | None = None) -> ClipBatch:
+    def dream(self, batch: ClipBatch, draws: Draws, past: Tensor | None = None, real: int = 0) -> ClipBatch:
         """Clips with what the student made of them; mask: valid frames that it did make. The last clip_frames are scored.
 
-        past (B,n,C,H,W): what rollouts that go on have made of the first frames of `batch`.
+        past (B,n,C,H,W): the first frames of `batch` in rollouts that go on, the first `real` of them recorded, the rest dreamed.
         """
         if self.options.source is Source.rollout:
-            return self._rollout(batch, draws, past)
+            return self._rollout(batch, draws, past, real)
         return self._predict(batch, draws)
 
     def _scored(self, dream: ClipBatch) -> ClipBatch:
@@ -169,15 +178,15 @@ class DistributionMatching(HeldStudent):
         extra = self.clean_context(batch, draws)
         return replace(batch, latent=self.clean(self.model, noisy, sigma, batch, None, extra))
 
-    def _rollout(self, batch: ClipBatch, draws: Draws, past: Tensor | None) -> ClipBatch:
+    def _rollout(self, batch: ClipBatch, draws: Draws, past: Tensor | None, real: int) -> ClipBatch:
         options, student = self.options, self.student
         if past is None:
             batch = batch.cut(0, self._length(draws))
-            past = batch.seen(options.context_frames)
+            past, real = batch.seen(options.context_frames), options.context_frames
         context, length, (kind, every_step) = past.shape[1], batch.latent.shape[1], self.jumps()
         student.begin(batch, self._stale)
         self._stale = False
-        student.see(past)
+        student.see(past, draws, real)
         made = self_rollout(
             student.denoise,
             student.cache,
@@ -188,7 +197,8 @@ class DistributionMatching(HeldStudent):
             grad_from=length - options.clip_frames,
             kind=kind,
             every_step=every_step,
-            context_sigma=self.sampler().context_sigma,
+            context=lambda number, clean: student.kept(clean, draws, number),
+            context_sigma=self.sampler().dreamed_sigma,
         )
         latent = torch.cat((batch.told(past), made), dim=1)
         dreamed = (torch.arange(length, device=latent.device) >= context).expand_as(batch.mask)
