@@ -38,8 +38,7 @@ class PlainProgram:
     def denoise(self, noise, levels, renoise, given, finished=None):
         return sample(lambda x, sigma, end: self._pass(x, sigma, end, given), noise, levels, self._sampler.kind, renoise)
 
-    def commit(self, clean, given, dreamed=False) -> None:
-        level = self._sampler.dreamed_sigma if dreamed else self._sampler.context_sigma
+    def commit(self, clean, given, level) -> None:
         self._pass(clean, level, level, given)
         self._cache.commit()
 
@@ -102,7 +101,8 @@ def test_a_video_program_shows_the_pictures_of_plain_passes(case):
 @pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize(("kind", "past_noise"), [("euler", 0.0), ("consistency", 0.0), ("consistency", 0.4)])
 def test_a_program_shows_the_pictures_of_plain_passes(tmp_path, chunk, kind, past_noise):
-    by_pass, program = (chunky(tmp_path / name, chunk, kind=kind, past_noise=past_noise) for name in ("plain", "program"))
+    noise = {"past_noise": past_noise, "past_noise_frames": 9}
+    by_pass, program = (chunky(tmp_path / name, chunk, kind=kind, **noise) for name in ("plain", "program"))
     assert same(rooms_rollout(plain(by_pass)), rooms_rollout(program))
     assert torch.equal(by_pass.cache.store, program.cache.store)
 
@@ -141,7 +141,8 @@ def test_throughput_mode_dreams_the_same(case):
 
 @pytest.mark.parametrize(("chunk", "past_noise"), [(1, 0.0), (3, 0.0), (1, 0.4)])
 def test_throughput_mode_knows_actions(tmp_path, chunk, past_noise):
-    apart, merged = (chunky(tmp_path / name, chunk, past_noise=past_noise) for name in ("apart", "merged"))
+    noise = {"past_noise": past_noise, "past_noise_frames": 9}
+    apart, merged = (chunky(tmp_path / name, chunk, **noise) for name in ("apart", "merged"))
     merged.merge = True
     pairs = zip(rooms_rollout(apart), rooms_rollout(merged), strict=True)
     assert max(int(np.abs(a.astype(int) - b).max()) for a, b in pairs) <= 1

@@ -14,24 +14,38 @@ from tests.test_train_place import _stage, home  # noqa: F401  (the fixture)
 from train.dreamer import Dreamer
 from worldmodel.action import NOOP
 from worldmodel.checkpoint import export_world, load_world
+from worldmodel.config import SamplerConfig
 from worldmodel.errors import ConfigError
 from worldmodel.models.place import PLACE_CHANNELS, nearest_place, place_channels
 from worldmodel.past import Past
 from worldmodel.session import open_session
+
+NOISE = ("model.sampler.past_noise=0.5", "model.sampler.past_noise_frames=4")
 
 
 def test_pictures_are_noised_and_places_made_possible() -> None:
     said = place_channels(torch.tensor([[0.2, 0.7, 0.4], [0.9, 0.1, 0.0]]), 60.0, (4, 6))
     clean = torch.cat((torch.randn(2, 5, 4, 6), said + 0.1 * torch.randn_like(said)), dim=1)
     noise = torch.randn_like(clean)
-    kept = Past(5, 60.0, 0.25).of(clean, noise)
+    past = Past(5, 60.0, SamplerConfig(past_noise=0.25))
+    kept = past.of(clean, 1, noise)
     torch.testing.assert_close(kept[:, :5], 0.75 * clean[:, :5] + 0.25 * noise[:, :5])
     assert torch.equal(kept[:, 5:], nearest_place(clean[:, 5:], 60.0)) and (kept[:, 5:] - said).abs().mean() < 0.04
-    still = Past(5, 60.0).of(clean)
+    still = Past(5, 60.0, SamplerConfig()).of(clean, 1)
     assert torch.equal(still[:, :5], clean[:, :5]) and torch.equal(still[:, 5:], kept[:, 5:])
-    assert Past(9 + 5, 60.0).of(clean) is clean  # no place and no noise
-    half = Past(5, 60.0, 0.25).of(clean.bfloat16(), noise)
-    assert half.dtype == torch.bfloat16
+    assert Past(9 + 5, 60.0, SamplerConfig()).of(clean, 1) is clean  # no place and no noise
+    assert past.of(clean.bfloat16(), 1, noise).dtype == torch.bfloat16
+
+
+def test_the_noise_rises_while_errors_do() -> None:
+    rising = Past(5, 60.0, SamplerConfig(past_noise=0.8, past_noise_frames=32))
+    assert [rising.level(n) for n in (1, 4, 5, 16, 29, 32, 33, 9000)] == pytest.approx([0.1, 0.1, 0.2, 0.4, 0.8, 0.8, 0.8, 0.8])
+    short = Past(5, 60.0, SamplerConfig(past_noise=0.8, past_noise_frames=3))
+    assert [short.level(n) for n in (1, 2, 3, 4)] == pytest.approx([0.3, 0.6, 0.8, 0.8])
+    assert [Past(5, 60.0, SamplerConfig(past_noise=0.8)).level(n) for n in (1, 7)] == [0.8, 0.8]
+    assert Past(5, 60.0, SamplerConfig(context_sigma=0.1)).level(7) == 0.1
+    clean, noise = torch.randn(2, 5, 4, 6), torch.randn(2, 5, 4, 6)
+    torch.testing.assert_close(rising.of(clean, 6, noise), 0.8 * clean + 0.2 * noise)
 
 
 def test_what_does_not_go_together_is_said() -> None:
@@ -49,9 +63,8 @@ def test_what_does_not_go_together_is_said() -> None:
 def _noised(home: Path, out: Path, noise: float) -> Path:  # noqa: F811
     """The world with places, played with a noisy past."""
     world = load_world(home / "ar" / "export")
-    config = dataclasses.replace(
-        world.config, sampler=dataclasses.replace(world.config.sampler, kind="consistency", past_noise=noise)
-    )
+    sampler = dataclasses.replace(world.config.sampler, kind="consistency", past_noise=noise, past_noise_frames=4)
+    config = dataclasses.replace(world.config, sampler=sampler)
     export_world(out, config, world.model_state, world.codec_state, world.spawns, "# noised\n")
     return out
 
@@ -60,15 +73,13 @@ def _noised(home: Path, out: Path, noise: float) -> Path:  # noqa: F811
 def test_a_session_keeps_what_the_evaluation_keeps(home: Path, tmp_path: Path, noise: float) -> None:  # noqa: F811
     session = open_session(_noised(home, tmp_path / "world", noise), device="cpu", threads=1, dtype=torch.float32)
     committed, commit = [], session._program.commit
-    session._program.commit = lambda chunk, given, dreamed=False: (
-        committed.append((chunk, dreamed)),
-        commit(chunk, given, dreamed),
-    )  # type: ignore[method-assign]
+    session._program.commit = lambda chunk, given, level: (committed.append((chunk, level)), commit(chunk, given, level))  # type: ignore[method-assign]
     session.reset(seed=4)
     real = len(committed)
     shown = np.stack([session.step(NOOP)[-1].rgb for _ in range(6)])
     saved = session.snapshot()
-    assert [dreamed for _, dreamed in committed] == [False] * real + [True] * 6
+    rise = [noise / 4, noise / 2, noise * 3 / 4, noise, noise, noise]
+    assert [level for _, level in committed] == [0.0] * real + rise
     assert not any(chunk[:, :, 4:].any() for chunk, _ in committed[:real])  # of real pictures nobody knows the place
     for chunk, _ in committed[real:]:
         assert torch.allclose(chunk[:, :, 4:], nearest_place(chunk[:, :, 4:], 60.0), atol=1e-4)
@@ -84,7 +95,7 @@ def test_a_session_keeps_what_the_evaluation_keeps(home: Path, tmp_path: Path, n
 
 def test_training_dreams_with_the_past_of_the_game(home: Path) -> None:  # noqa: F811
     dmd = ("stage=dmd", f"init={home}/ar", "stage.score=0", "stage.anchor=1", "stage.context_frames=2", "stage.rollout_frames=6")
-    stage = _stage(home, *dmd, "data.place_span=64", "data.place_view=60", "model.sampler.past_noise=0.5")
+    stage = _stage(home, *dmd, "data.place_span=64", "data.place_view=60", *NOISE)
     passes, denoise = [], stage.student.denoise
     stage.student.denoise = lambda noisy, sigma, end, block: (passes.append((noisy, sigma)), denoise(noisy, sigma, end, block))[1]
     draws = stage.context.draws(0, 0)
@@ -92,19 +103,18 @@ def test_training_dreams_with_the_past_of_the_game(home: Path) -> None:  # noqa:
     dream = stage.dream(batch, draws).latent.detach()
     real = batch.seen(2)
     assert all(torch.equal(passes[i][0], real[:, i : i + 1]) and passes[i][1] == 0.0 for i in range(2))
-    kept = [noisy for noisy, sigma in passes[2:] if sigma == 0.5 and noisy.shape[1] == 1]
-    assert len(kept) >= 3  # of four dreamed frames the last is followed by none
-    for number, chunk in enumerate(kept[-3:]):
-        noise = draws.normal(f"past_{number}", 1, *dream.shape[2:])
-        torch.testing.assert_close(chunk[:, :, :4], 0.5 * (dream[:, 2 + number : 3 + number, :4] + noise[:, :, :4]))
-        torch.testing.assert_close(chunk[:, :, 4:], nearest_place(dream[:, 2 + number : 3 + number, 4:], 60.0))
+    for i, level in enumerate((0.125, 0.25, 0.375)):  # of four dreamed frames the last is followed by none
+        (chunk,) = (noisy for noisy, sigma in passes[2:] if sigma == level)
+        made, noise = dream[:, 2 + i : 3 + i], draws.normal(f"past_{1 + i}", 1, *dream.shape[2:])
+        torch.testing.assert_close(chunk[:, :, :4], (1 - level) * made[:, :, :4] + level * noise[:, :, :4])
+        torch.testing.assert_close(chunk[:, :, 4:], nearest_place(made[:, :, 4:], 60.0))
     assert chunk.shape[2] == 4 + PLACE_CHANNELS
 
 
 def test_rollouts_that_carry_on_tell_real_frames_from_their_own(home: Path) -> None:  # noqa: F811
     dmd = ("stage=dmd", f"init={home}/cd", f"teacher={home}/teacher", "stage.context_frames=2", "stage.carry_on=true")
     place = ("data.place_span=64", "data.place_view=60", "stage.rollout_frames=22", "model.sampler.window=8")
-    stage = _stage(home, *dmd, *place, "model.sampler.past_noise=0.5")
+    stage = _stage(home, *dmd, *place, *NOISE[:1], "model.sampler.past_noise_frames=8")
     seen: list[list[float]] = []
     see, denoise = stage.student.see, stage.student.denoise
 
@@ -120,4 +130,5 @@ def test_rollouts_that_carry_on_tell_real_frames_from_their_own(home: Path) -> N
         draws = stage.context.draws(step, 0)
         with torch.no_grad():
             stage._dreamed("model", stage.clips.draw(draws), draws)
-    assert seen == [[0.0] * 2, [0.0] * 2 + [0.5] * 4, [0.5] * 8, [0.5] * 8]
+    rise = [n / 16 for n in range(1, 8)] + [0.5] * 5
+    assert seen == [[0.0] * 2, [0.0] * 2 + rise[:4], rise[:8], rise[4:12]]

@@ -31,12 +31,12 @@ class OngoingRollouts:
 
     def along(self, draws: Draws) -> tuple[ClipBatch, Tensor, int]:
         """The recorded clips (B,past+stretch) whose actions come next, and the rollouts' own latents (B,past,C,H,W) before that,
-        of which so many are recorded."""
+        of which so many are recorded (below 0: so many dreamed ones are left out before them)."""
         if not len(self._numbers) or self._made.shape[1] + self._stretch > self._longest:
             self._begin(draws.integers("ongoing", self._clips.sampler.count))
         end = self._made.shape[1]
         first = max(end - self.reach, 0) // self._every * self._every
-        return self._real.cut(first, end + self._stretch), self._made[:, first:], max(self._context - first, 0)
+        return self._real.cut(first, end + self._stretch), self._made[:, first:], self._context - first
 
     def _begin(self, numbers: Tensor, made: Tensor | None = None) -> None:
         self._numbers, self._real = numbers, self._clips.batch(numbers)

@@ -141,15 +141,14 @@ def self_rollout(
     kind: str = "consistency",
     grad_from: int = 0,
     every_step: bool = False,
-    context: Callable[[int, Tensor], Tensor] = lambda _, clean: clean,
-    context_sigma: float = 0.0,
+    context: Callable[[int, Tensor], tuple[Tensor, float]] = lambda _, clean: (clean, 0.0),
 ) -> Tensor:
     """Dream frames start..T behind what the cache holds; returns them, (B,T-start,C,H,W).
 
     noise (B,T,C,H,W): what every chunk starts from. levels(chunk number): its falling noise levels, cut behind the exit step.
     renoise(chunk number, step): fresh noise of the chunk's shape. Gradients (where enabled) begin with the chunk that holds frame
     `grad_from` and go through the last denoising step only, or with `every_step` through all. context(chunk number, clean): what
-    the commit pass sees of a finished chunk, told that its level is context_sigma.
+    the commit pass sees of a finished chunk, and what noise level it is told.
     """
     chunks = []
     for number, first in enumerate(range(start, noise.shape[1], cache.chunk)):
@@ -165,7 +164,8 @@ def self_rollout(
         clean = sample(step, noise[:, block], sigmas, kind, lambda i, number=number: renoise(number, i))  # type: ignore[misc]
         chunks.append(clean)
         if block.stop < noise.shape[1]:  # nothing comes behind the last
-            commit(denoise, cache, context(number, clean.detach()), block, context_sigma)
+            seen, level = context(number, clean.detach())
+            commit(denoise, cache, seen, block, level)
     return torch.cat(chunks, dim=1)
 
 

@@ -52,7 +52,7 @@ class Student:
         pictured: int = 0,
     ) -> None:
         self._model, self._context, self._sampler = model, context, sampler
-        self._past = Past(pictured or latent_shape[0], context.config.data.place_view, sampler.past_noise)
+        self._past = Past(pictured or latent_shape[0], context.config.data.place_view, sampler)
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._copy: DiT | None = None
         # launches are not what passes of large networks with prompts wait for
@@ -81,18 +81,22 @@ class Student:
             copy_whole(self._copy, self._model)
 
     def see(self, latents: Tensor, draws: Draws, real: int) -> None:
-        """Make the frames (B,T,C,H,W), whole chunks, the past that the rollout goes on from. real: how many of them are; then come
-        dreamed ones."""
-        kept = torch.cat((latents[:, :real], self.kept(latents[:, real:], draws, "seen")), dim=1)
-        for start in range(0, latents.shape[1], self.cache.chunk):
-            block, sampler = slice(start, start + self.cache.chunk), self._sampler
-            commit(
-                self.denoise, self.cache, kept[:, block], block, sampler.context_sigma if start < real else sampler.dreamed_sigma
-            )
+        """Make the frames (B,T,C,H,W), whole chunks, the past that the rollout goes on from.
 
-    def kept(self, clean: Tensor, draws: Draws, name: str | int) -> Tensor:
-        """Dreamed latents (B,T,C,H,W) as they go into the past, with noise of that name."""
-        return self._past.of(clean, draws.normal(f"past_{name}", *clean.shape[1:]) if self._past.noise else None)
+        real: how many of them are, then come dreamed ones; below 0: so many dreamed ones are left out before them.
+        """
+        chunk = self.cache.chunk
+        for start in range(0, latents.shape[1], chunk):
+            block = slice(start, start + chunk)
+            seen, level = latents[:, block], self._sampler.context_sigma
+            if start >= real:
+                seen, level = self.kept(seen, draws, start - real + 1)
+            commit(self.denoise, self.cache, seen, block, level)
+
+    def kept(self, clean: Tensor, draws: Draws, number: int) -> tuple[Tensor, float]:
+        """A dreamed chunk (B,T,C,H,W) as it goes into the past, and level. number: of its first frame behind real ones."""
+        noise = draws.normal(f"past_{number}", *clean.shape[1:]) if self._past.noisy else None
+        return self._past.of(clean, number, noise), self._past.level(number)
 
     @torch.no_grad()
     def dream(self, clips: ClipBatch, context: int, draws: Draws, steps: int = 0) -> Tensor:
@@ -110,8 +114,7 @@ class Student:
             lambda number, step: draws.normal(f"renoise_{number}_{step}", sampler.chunk, *clips.latent.shape[2:]),
             start=context,
             kind=sampler.kind,
-            context=lambda number, clean: self.kept(clean, draws, number),
-            context_sigma=sampler.dreamed_sigma,
+            context=lambda number, clean: self.kept(clean, draws, 1 + number * sampler.chunk),
         )
 
     def denoise(self, noisy: Tensor, sigma: float, end: float, block: slice) -> Tensor:

@@ -138,7 +138,7 @@ class Dream:
             with self._committed.part("commit"):
                 finished = self._past()
                 assert finished is not None
-                self._program.commit(*finished, dreamed=True)
+                self._program.commit(*finished)
 
     def _past(self) -> Finished | None:
         """What waits to be committed, as it will be, and from now on waits no more."""
@@ -146,7 +146,8 @@ class Dream:
             return None
         clean, given, number = self._pending
         self._pending = None
-        return self._kept.of(clean, self._there("past", number) if self._kept.noise else None), given
+        noise = self._there("past", number) if self._kept.noisy else None
+        return self._kept.of(clean, number, noise), given, self._kept.level(number)
 
     def _there(self, purpose: str, number: int, draw: int = 0) -> Tensor:
         """As `_noise`, on the device."""

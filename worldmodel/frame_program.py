@@ -66,8 +66,8 @@ class Given:
         return Given(actions, self.text, cameras)
 
 
-Finished = tuple[Tensor, Given]
-"""A dreamed chunk (1,T,C,H,W) as it is to be committed, and what it was dreamed under."""
+Finished = tuple[Tensor, Given, float]
+"""A chunk (1,T,C,H,W) as it is to be committed, what it was made under, and the noise level that the network is told of it."""
 
 
 class FrameProgram:
@@ -80,7 +80,6 @@ class FrameProgram:
         self.capture = False  # run as CUDA graphs; a CUDA device is needed
         self.compiled: Passes | None = None  # in place of the network's own pass, where the cache is full
         self._model, self._cache, self._kind = model, cache, sampler.kind
-        self._real, self._dreamed = (sampler.context_sigma,) * 2, (sampler.dreamed_sigma,) * 2
         self._device = cache.store.device
         self._buffers: dict[str, Tensor] = {}
         self._levels: dict[Levels, Condition] = {}
@@ -118,7 +117,8 @@ class FrameProgram:
         draws = self._draws.setdefault(levels, {})
         for i, kept in draws.items():
             upload(renoise(i), kept)
-        for pair in (*zip(levels, (*levels[1:], 0.0), strict=True), self._dreamed):
+        before = () if finished is None else ((finished[2],) * 2,)
+        for pair in (*zip(levels, (*levels[1:], 0.0), strict=True), *before):
             self._prepare(pair, noise.shape[1])
         begin = self._stage(noise.shape, given) if finished is None else self._stage_merged(finished, given)
 
@@ -131,7 +131,8 @@ class FrameProgram:
             steps = begin()
             return sample(lambda x, sigma, end: next(steps)(x, (sigma, end)), noisy, levels, self._kind, draw)
 
-        clean = self._run(("denoise" if finished is None else "merged", *levels), run, changes_past=finished is not None)
+        name = ("denoise",) if finished is None else ("merged", finished[2])
+        clean = self._run((*name, *levels), run, changes_past=finished is not None)
         if finished is not None:
             self._cache.advance()
         return clean
@@ -157,9 +158,9 @@ class FrameProgram:
 
         return self._run(("together", *levels), run)
 
-    def commit(self, chunk: Tensor, given: Given, dreamed: bool = False) -> None:
-        """Put a chunk (1,T,C,H,W) into the cache: real frames, or what `Past.of` makes of dreamed ones."""
-        self._one_pass("commit", chunk, self._dreamed if dreamed else self._real, given)
+    def commit(self, chunk: Tensor, given: Given, level: float) -> None:
+        """Put a chunk (1,T,C,H,W) into the cache, see `Finished`."""
+        self._one_pass("commit", chunk, (level, level), given)
         self._cache.commit()
 
     def look_ahead(self, latent_size: tuple[int, int, int], chunks: int = 1) -> None:
@@ -223,16 +224,24 @@ class FrameProgram:
         own, own_actions = AttentionContext(cos, sin, cameras), None if actions is None else actions[:, frames:]
 
         def begin() -> Iterator[Step]:
-            first = self._pass(both, merged, actions, clean)
+            first = self._pass(both, merged, actions, clean, finished[2])
             return chain((first,), repeat(self._pass(own, merged.after, own_actions)))
 
         return begin
 
     def _pass(
-        self, ctx: AttentionContext, cache: KVCache | MergedCache, actions: Tensor | None, clean: Tensor | None = None
+        self,
+        ctx: AttentionContext,
+        cache: KVCache | MergedCache,
+        actions: Tensor | None,
+        clean: Tensor | None = None,
+        level: float = 0.0,
     ) -> Step:
-        """A pass against `cache` under what is in the buffers `ctx` and `actions`: over one chunk, or over [clean | that chunk]."""
-        before = () if clean is None else (self._dreamed,)
+        """A pass against `cache` under what is in the buffers `ctx` and `actions`: over one chunk, or over [clean | that chunk].
+
+        level: that the network is told of the clean one.
+        """
+        before = () if clean is None else ((level, level),)
         if self.compiled is None or not cache.full:
             ctx, action = replace(ctx, cache=cache), self._embed(actions)
             return lambda x, pair: self._model.velocity(x, self._condition((*before, pair), action), ctx, self._text, clean)

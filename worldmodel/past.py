@@ -7,34 +7,49 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worldmodel.config import WorldConfig
+from worldmodel.config import SamplerConfig, WorldConfig
 from worldmodel.models.place import nearest_place
+
+RISE = 8  # levels on the way to the last: few, because what the network makes of a level is kept
 
 
 @dataclass(frozen=True)
 class Past:
-    """Real latents go into the past as they are; of dreamed ones the picture with so much noise, the place as one that can be.
+    """Real latents go into the past as they are; of dreamed ones the picture with some noise, the place as one that can be.
 
-    pictured: channels of the picture, the first; view: degrees that it shows from left to right; noise: level in [0, 1), which the
-    network is told (`SamplerConfig.past_noise`). Noise leaves less to go on from than the picture had, above all less of its
-    errors, which would grow from frame to frame: a network that knows its world paints what the noise hides anew.
+    pictured: channels of the picture, the first; view: degrees that it shows from left to right; sampler: says how much noise. It
+    leaves less to go on from than the picture had, above all less of its errors, which would grow from frame to frame: a network
+    that knows its world paints what the noise hides anew. Errors are small at first, so the noise may be, too.
     """
 
     pictured: int
     view: float
-    noise: float = 0.0
+    sampler: SamplerConfig
 
     @classmethod
     def in_world(cls, config: WorldConfig) -> Past:
         """How this world keeps what it dreamed."""
-        return cls(config.codec.channels, config.codec.place_view, config.sampler.past_noise)
+        return cls(config.codec.channels, config.codec.place_view, config.sampler)
 
-    def of(self, clean: Tensor, noise: Tensor | None = None) -> Tensor:
-        """What is kept of clean dreamed latents (..., C, h, w). noise: a draw of their shape, needed where there is any."""
+    @property
+    def noisy(self) -> bool:
+        """Whether there is any noise, for which draws are needed."""
+        return self.sampler.past_noise > 0
+
+    def level(self, number: int) -> float:
+        """The noise level that the network is told of the dreamed frame of this number, from 1."""
+        if not self.noisy:
+            return self.sampler.context_sigma
+        frames = self.sampler.past_noise_frames
+        steps = -(-RISE * number // frames) if frames else RISE
+        return self.sampler.past_noise * min(steps, RISE) / RISE
+
+    def of(self, clean: Tensor, number: int, noise: Tensor | None = None) -> Tensor:
+        """What is kept of a clean dreamed chunk (..., C, h, w), whose first frame has that number. noise: a draw of its shape."""
         picture, place = clean.split((self.pictured, clean.shape[-3] - self.pictured), dim=-3)
-        if self.noise:
+        if self.noisy:
             assert noise is not None, "a noisy past needs a draw"
-            picture = torch.lerp(picture, noise[..., : self.pictured, :, :].to(picture.dtype), self.noise)
+            picture = torch.lerp(picture, noise[..., : self.pictured, :, :].to(picture.dtype), self.level(number))
         elif not place.shape[-3]:
             return clean
         return torch.cat((picture, nearest_place(place, self.view) if place.shape[-3] else place), dim=-3)

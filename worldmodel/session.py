@@ -139,7 +139,7 @@ class WorldSession(Dream):
         chunk, left_out = self.frames_per_action, len(start.frames) % self.frames_per_action
         latents, actions = self._encode(start.frames[left_out:]), torch.from_numpy(start.actions[left_out:])
         for latent, action in zip(latents.split(chunk), actions.split(chunk), strict=True):
-            self._program.commit(latent[None], Given(action.to(self._dtype)[None]))
+            self._program.commit(latent[None], Given(action.to(self._dtype)[None]), self.config.sampler.context_sigma)
         self.frame = Frame(start.frames[-1], 0)
         return self.frame
 
@@ -163,7 +163,7 @@ class WorldSession(Dream):
             raise ConfigError(f"append takes a uint8 picture of shape {(*self.size, 3)}, got {rgb.dtype} {rgb.shape}")
         given = self._given(action)
         self._settle()
-        self._program.commit(self._encode(np.ascontiguousarray(rgb)[None])[None], given)
+        self._program.commit(self._encode(np.ascontiguousarray(rgb)[None])[None], given, self.config.sampler.context_sigma)
         self.index += 1
         self.frame = Frame(rgb.copy(), self.index)
         return self.frame

@@ -61,10 +61,11 @@ def rollout(rec: Recorded, model: DiT, carried: bool) -> Tensor:
         level = torch.full(noisy.shape[:2], sigma, dtype=torch.float64)
         return model(noisy, level, text=text, cameras=rec.cameras(block), cache=cache)
 
-    def context(_: int, clean: Tensor) -> Tensor:
+    def context(_: int, clean: Tensor) -> tuple[Tensor, float]:
         if rec.camera:
-            return clean
-        return rec.grid.add_noise(clean, next(rec.draws).view_as(clean), torch.tensor(CONTEXT_NOISE).expand(clean.shape[:2]))
+            return clean, 0.0
+        noise = next(rec.draws).view_as(clean)
+        return rec.grid.add_noise(clean, noise, torch.tensor(CONTEXT_NOISE).expand(clean.shape[:2])), 0.0
 
     def renoise(number: int, step: int) -> Tensor:
         return next(rec.draws).view(len(noise), -1, *noise.shape[2:])

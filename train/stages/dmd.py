@@ -154,7 +154,8 @@ class DistributionMatching(HeldStudent):
     def dream(self, batch: ClipBatch, draws: Draws, past: Tensor | None = None, real: int = 0) -> ClipBatch:
         """Clips with what the student made of them; mask: valid frames that it did make. The last clip_frames are scored.
 
-        past (B,n,C,H,W): the first frames of `batch` in rollouts that go on, the first `real` of them recorded, the rest dreamed.
+        past (B,n,C,H,W): the first frames of `batch` in rollouts that go on, the first `real` of them recorded, the rest dreamed
+        (below 0: so many dreamed ones are left out before them).
         """
         if self.options.source is Source.rollout:
             return self._rollout(batch, draws, past, real)
@@ -197,8 +198,7 @@ class DistributionMatching(HeldStudent):
             grad_from=length - options.clip_frames,
             kind=kind,
             every_step=every_step,
-            context=lambda number, clean: student.kept(clean, draws, number),
-            context_sigma=self.sampler().dreamed_sigma,
+            context=lambda number, clean: student.kept(clean, draws, context - real + 1 + number * student.cache.chunk),
         )
         latent = torch.cat((batch.told(past), made), dim=1)
         dreamed = (torch.arange(length, device=latent.device) >= context).expand_as(batch.mask)
