@@ -101,7 +101,7 @@ def test_a_video_program_shows_the_pictures_of_plain_passes(case):
 @pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize(("kind", "past_noise"), [("euler", 0.0), ("consistency", 0.0), ("consistency", 0.4)])
 def test_a_program_shows_the_pictures_of_plain_passes(tmp_path, chunk, kind, past_noise):
-    noise = {"past_noise": past_noise, "past_noise_frames": 9}
+    noise = {"past_noise": past_noise, "past_noise_after": 4}
     by_pass, program = (chunky(tmp_path / name, chunk, kind=kind, **noise) for name in ("plain", "program"))
     assert same(rooms_rollout(plain(by_pass)), rooms_rollout(program))
     assert torch.equal(by_pass.cache.store, program.cache.store)
@@ -141,7 +141,7 @@ def test_throughput_mode_dreams_the_same(case):
 
 @pytest.mark.parametrize(("chunk", "past_noise"), [(1, 0.0), (3, 0.0), (1, 0.4)])
 def test_throughput_mode_knows_actions(tmp_path, chunk, past_noise):
-    noise = {"past_noise": past_noise, "past_noise_frames": 9}
+    noise = {"past_noise": past_noise, "past_noise_after": 4}
     apart, merged = (chunky(tmp_path / name, chunk, **noise) for name in ("apart", "merged"))
     merged.merge = True
     pairs = zip(rooms_rollout(apart), rooms_rollout(merged), strict=True)

@@ -20,7 +20,7 @@ from worldmodel.models.place import PLACE_CHANNELS, nearest_place, place_channel
 from worldmodel.past import Past
 from worldmodel.session import open_session
 
-NOISE = ("model.sampler.past_noise=0.5", "model.sampler.past_noise_frames=4")
+NOISE = ("model.sampler.past_noise=0.5", "model.sampler.past_noise_after=1")
 
 
 def test_pictures_are_noised_and_places_made_possible() -> None:
@@ -37,15 +37,14 @@ def test_pictures_are_noised_and_places_made_possible() -> None:
     assert past.of(clean.bfloat16(), 1, noise).dtype == torch.bfloat16
 
 
-def test_the_noise_rises_while_errors_do() -> None:
-    rising = Past(5, 60.0, SamplerConfig(past_noise=0.8, past_noise_frames=32))
-    assert [rising.level(n) for n in (1, 4, 5, 16, 29, 32, 33, 9000)] == pytest.approx([0.1, 0.1, 0.2, 0.4, 0.8, 0.8, 0.8, 0.8])
-    short = Past(5, 60.0, SamplerConfig(past_noise=0.8, past_noise_frames=3))
-    assert [short.level(n) for n in (1, 2, 3, 4)] == pytest.approx([0.3, 0.6, 0.8, 0.8])
+def test_the_first_frames_are_spared() -> None:
+    past = Past(5, 60.0, SamplerConfig(past_noise=0.8, past_noise_after=3))
+    assert [past.level(n) for n in (1, 3, 4, 9000)] == [0.0, 0.0, 0.8, 0.8]
     assert [Past(5, 60.0, SamplerConfig(past_noise=0.8)).level(n) for n in (1, 7)] == [0.8, 0.8]
     assert Past(5, 60.0, SamplerConfig(context_sigma=0.1)).level(7) == 0.1
     clean, noise = torch.randn(2, 5, 4, 6), torch.randn(2, 5, 4, 6)
-    torch.testing.assert_close(rising.of(clean, 6, noise), 0.8 * clean + 0.2 * noise)
+    assert torch.equal(past.of(clean, 3, noise), clean)
+    torch.testing.assert_close(past.of(clean, 4, noise), 0.2 * clean + 0.8 * noise)
 
 
 def test_what_does_not_go_together_is_said() -> None:
@@ -63,7 +62,7 @@ def test_what_does_not_go_together_is_said() -> None:
 def _noised(home: Path, out: Path, noise: float) -> Path:  # noqa: F811
     """The world with places, played with a noisy past."""
     world = load_world(home / "ar" / "export")
-    sampler = dataclasses.replace(world.config.sampler, kind="consistency", past_noise=noise, past_noise_frames=4)
+    sampler = dataclasses.replace(world.config.sampler, kind="consistency", past_noise=noise, past_noise_after=2)
     config = dataclasses.replace(world.config, sampler=sampler)
     export_world(out, config, world.model_state, world.codec_state, world.spawns, "# noised\n")
     return out
@@ -78,8 +77,7 @@ def test_a_session_keeps_what_the_evaluation_keeps(home: Path, tmp_path: Path, n
     real = len(committed)
     shown = np.stack([session.step(NOOP)[-1].rgb for _ in range(6)])
     saved = session.snapshot()
-    rise = [noise / 4, noise / 2, noise * 3 / 4, noise, noise, noise]
-    assert [level for _, level in committed] == [0.0] * real + rise
+    assert [level for _, level in committed] == [0.0] * (real + 2) + [noise] * 4
     assert not any(chunk[:, :, 4:].any() for chunk, _ in committed[:real])  # of real pictures nobody knows the place
     for chunk, _ in committed[real:]:
         assert torch.allclose(chunk[:, :, 4:], nearest_place(chunk[:, :, 4:], 60.0), atol=1e-4)
@@ -103,8 +101,9 @@ def test_training_dreams_with_the_past_of_the_game(home: Path) -> None:  # noqa:
     dream = stage.dream(batch, draws).latent.detach()
     real = batch.seen(2)
     assert all(torch.equal(passes[i][0], real[:, i : i + 1]) and passes[i][1] == 0.0 for i in range(2))
-    for i, level in enumerate((0.125, 0.25, 0.375)):  # of four dreamed frames the last is followed by none
-        (chunk,) = (noisy for noisy, sigma in passes[2:] if sigma == level)
+    commits = [(noisy, sigma) for noisy, sigma in passes[2:] if sigma in (0.0, 0.5) and noisy.shape[1] == 1]
+    assert [sigma for _, sigma in commits] == [0.0, 0.5, 0.5]  # of four dreamed frames the last is followed by none
+    for i, (chunk, level) in enumerate(commits):
         made, noise = dream[:, 2 + i : 3 + i], draws.normal(f"past_{1 + i}", 1, *dream.shape[2:])
         torch.testing.assert_close(chunk[:, :, :4], (1 - level) * made[:, :, :4] + level * noise[:, :, :4])
         torch.testing.assert_close(chunk[:, :, 4:], nearest_place(made[:, :, 4:], 60.0))
@@ -114,7 +113,7 @@ def test_training_dreams_with_the_past_of_the_game(home: Path) -> None:  # noqa:
 def test_rollouts_that_carry_on_tell_real_frames_from_their_own(home: Path) -> None:  # noqa: F811
     dmd = ("stage=dmd", f"init={home}/cd", f"teacher={home}/teacher", "stage.context_frames=2", "stage.carry_on=true")
     place = ("data.place_span=64", "data.place_view=60", "stage.rollout_frames=22", "model.sampler.window=8")
-    stage = _stage(home, *dmd, *place, *NOISE[:1], "model.sampler.past_noise_frames=8")
+    stage = _stage(home, *dmd, *place, *NOISE[:1], "model.sampler.past_noise_after=6")
     seen: list[list[float]] = []
     see, denoise = stage.student.see, stage.student.denoise
 
@@ -130,5 +129,4 @@ def test_rollouts_that_carry_on_tell_real_frames_from_their_own(home: Path) -> N
         draws = stage.context.draws(step, 0)
         with torch.no_grad():
             stage._dreamed("model", stage.clips.draw(draws), draws)
-    rise = [n / 16 for n in range(1, 8)] + [0.5] * 5
-    assert seen == [[0.0] * 2, [0.0] * 2 + rise[:4], rise[:8], rise[4:12]]
+    assert seen == [[0.0] * 2, [0.0] * 6, [0.0] * 6 + [0.5] * 2, [0.0] * 2 + [0.5] * 6]

@@ -139,5 +139,5 @@ def sampler_config(config: RunConfig) -> SamplerConfig:
         chunk=s.chunk,
         context_sigma=s.context_sigma,
         past_noise=s.past_noise,
-        past_noise_frames=s.past_noise_frames,
+        past_noise_after=s.past_noise_after,
     )

@@ -134,7 +134,7 @@ class SamplerOptions:
     chunk: int = 1
     context_sigma: float = 0.0
     past_noise: float = 0.0
-    past_noise_frames: int = 0
+    past_noise_after: int = 0
 
 
 @dataclass

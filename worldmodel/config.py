@@ -164,8 +164,8 @@ class SamplerConfig:
     default step count. window: frames that attention sees, the current chunk included; sink: of those, how many first frames are
     kept for ever. memory: how many frames from before the window are seen, too: of every `memory_every`-th the newest. chunk:
     latent frames denoised together. context_sigma: noise level that the network is told of the frames in the cache, which are clean
-    (0: the truth). past_noise: noise level up to which dreamed pictures are noised there, and told so (`worldmodel.past`; real
-    ones are clean); for networks that were trained with it. past_noise_frames: dreamed frames until it is reached (0: at once).
+    (0: the truth). past_noise: noise level to which dreamed pictures are noised there, and told so (`worldmodel.past`; real
+    ones are clean); for networks that were trained with it. past_noise_after: so many dreamed frames are spared first.
     sigmas: noise levels by step count, where they are not the shifted even grid. first_steps: steps of a rollout's first chunk
     where that differs (video worlds, whose rollouts begin with nothing; 0 = as all).
     rolling: `steps` chunks are denoised together, each one level behind the next (students trained so; `worldmodel.rolling`); the
@@ -183,7 +183,7 @@ class SamplerConfig:
     chunk: int = 1
     context_sigma: float = 0.0
     past_noise: float = 0.0
-    past_noise_frames: int = 0
+    past_noise_after: int = 0
     sigmas: dict[str, tuple[float, ...]] = field(default_factory=dict)
     first_steps: int = 0
     rolling: bool = False
@@ -213,9 +213,7 @@ class SamplerConfig:
         require(not (self.rolling and self.memory), "sampler.memory does not go with sampler.rolling")
         for name in ("context_sigma", "past_noise"):
             require(0.0 <= getattr(self, name) < 1.0, f"sampler.{name} lies in [0, 1), got {getattr(self, name)}")
-        require(
-            0 <= self.past_noise_frames <= 10**6, f"sampler.past_noise_frames lies in 0 to 1000000, got {self.past_noise_frames}"
-        )
+        require(0 <= self.past_noise_after <= 10**6, f"sampler.past_noise_after lies in 0 to 1000000, got {self.past_noise_after}")
         require(not (self.context_sigma and self.past_noise), "sampler.context_sigma does not go with sampler.past_noise")
         for steps, sigmas in self.sigmas.items():
             falling = all(a > b for a, b in itertools.pairwise(sigmas))

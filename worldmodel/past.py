@@ -10,8 +10,6 @@ from torch import Tensor
 from worldmodel.config import SamplerConfig, WorldConfig
 from worldmodel.models.place import nearest_place
 
-RISE = 8  # levels on the way to the last: few, because what the network makes of a level is kept
-
 
 @dataclass(frozen=True)
 class Past:
@@ -19,7 +17,7 @@ class Past:
 
     pictured: channels of the picture, the first; view: degrees that it shows from left to right; sampler: says how much noise. It
     leaves less to go on from than the picture had, above all less of its errors, which would grow from frame to frame: a network
-    that knows its world paints what the noise hides anew. Errors are small at first, so the noise may be, too.
+    that knows its world paints what the noise hides anew. The first frames, whose errors are small yet, may be spared.
     """
 
     pictured: int
@@ -38,11 +36,8 @@ class Past:
 
     def level(self, number: int) -> float:
         """The noise level that the network is told of the dreamed frame of this number, from 1."""
-        if not self.noisy:
-            return self.sampler.context_sigma
-        frames = self.sampler.past_noise_frames
-        steps = -(-RISE * number // frames) if frames else RISE
-        return self.sampler.past_noise * min(steps, RISE) / RISE
+        clean = not self.noisy or number <= self.sampler.past_noise_after
+        return self.sampler.context_sigma if clean else self.sampler.past_noise
 
     def of(self, clean: Tensor, number: int, noise: Tensor | None = None) -> Tensor:
         """What is kept of a clean dreamed chunk (..., C, h, w), whose first frame has that number. noise: a draw of its shape."""
