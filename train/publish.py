@@ -92,12 +92,22 @@ def main() -> int:
     parser.add_argument("--steps", type=int, metavar="N", help="default denoising steps (default: as exported)")
     parser.add_argument("--kind", choices=SAMPLERS, help="sampler (default: as exported)")
     parser.add_argument("--shift", type=float, metavar="S", help="warp of the noise levels (default: as exported)")
+    parser.add_argument(
+        "--past-noise", type=float, metavar="L", help="noise level of dreamed pictures in the past (default: as exported)"
+    )
+    parser.add_argument(
+        "--past-noise-after", type=int, metavar="N", help="dreamed frames that are spared it (default: as exported)"
+    )
     parser.add_argument("--rests", type=float, metavar="S", help="seconds without input after which the dream stands still")
     parser.add_argument("--evaluation", type=Path, metavar="DIR", help="result folder of stage=evaluate, for the card")
     parser.add_argument("--demo", type=Path, metavar="FILE", help="JSON lines of actions to play while nobody touches the controls")
     args = parser.parse_args()
     try:
-        chosen = {name: value for name in ("steps", "kind", "shift") if (value := getattr(args, name)) is not None}
+        chosen = {
+            name: value
+            for name in ("steps", "kind", "shift", "past_noise", "past_noise_after")
+            if (value := getattr(args, name)) is not None
+        }
         publish(args.export, args.out, args.real, chosen, args.evaluation, args.demo, args.keep, args.rests)
     except (WorldModelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
