@@ -112,7 +112,9 @@ def test_random_play_is_fixed_by_its_seed_and_within_limits():
 
 @pytest.mark.parametrize(("kind", "past_noise"), [("euler", 0.0), ("adams", 0.3), ("consistency", 0.0), ("consistency", 0.6)])
 def test_dreamer_gives_the_frames_of_the_session(tmp_path, kind, past_noise):
-    session = open_session(_world(tmp_path, kind=kind, past_noise=past_noise, past_noise_after=3), device="cpu", threads=1)
+    session = open_session(
+        _world(tmp_path, kind=kind, past_noise=past_noise, past_noise_after=3 if past_noise else 0), device="cpu", threads=1
+    )
     dreamer = tiny_dreamer(session)
     script = random_play(session.actions, 3, 9, seed=0)
     wanted = []

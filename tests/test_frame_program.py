@@ -101,7 +101,7 @@ def test_a_video_program_shows_the_pictures_of_plain_passes(case):
 @pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize(("kind", "past_noise"), [("euler", 0.0), ("consistency", 0.0), ("consistency", 0.4)])
 def test_a_program_shows_the_pictures_of_plain_passes(tmp_path, chunk, kind, past_noise):
-    noise = {"past_noise": past_noise, "past_noise_after": 4}
+    noise = {"past_noise": past_noise, "past_noise_after": 4} if past_noise else {}
     by_pass, program = (chunky(tmp_path / name, chunk, kind=kind, **noise) for name in ("plain", "program"))
     assert same(rooms_rollout(plain(by_pass)), rooms_rollout(program))
     assert torch.equal(by_pass.cache.store, program.cache.store)
@@ -139,13 +139,18 @@ def test_throughput_mode_dreams_the_same(case):
     assert merged.cache.position == apart.cache.position
 
 
-@pytest.mark.parametrize(("chunk", "past_noise"), [(1, 0.0), (3, 0.0), (1, 0.4)])
+@pytest.mark.parametrize(("chunk", "past_noise"), [(1, 0.0), (3, 0.0), (1, 0.4), (3, 0.4)])
 def test_throughput_mode_knows_actions(tmp_path, chunk, past_noise):
-    noise = {"past_noise": past_noise, "past_noise_after": 4}
+    noise = {"past_noise": past_noise, "past_noise_after": 4} if past_noise else {}
     apart, merged = (chunky(tmp_path / name, chunk, **noise) for name in ("apart", "merged"))
     merged.merge = True
     pairs = zip(rooms_rollout(apart), rooms_rollout(merged), strict=True)
     assert max(int(np.abs(a.astype(int) - b).max()) for a, b in pairs) <= 1
+    merged._settle()
+    apart._settle()
+    past = slice(0, apart.cache.past * apart.cache.tokens)
+    torch.testing.assert_close(merged.cache.store[..., past, :], apart.cache.store[..., past, :], atol=1e-4, rtol=1e-4)
+    merged.step(NOOP)
     merged.finish()
     assert merged._pending is not None  # the next step commits it, or whoever needs the cache whole
     merged.snapshot()
@@ -229,6 +234,21 @@ def test_what_is_captured_does_not_depend_on_the_host(monkeypatch):
         for _ in range(3):  # runs, captures, replays
             assert same(video_rollout(eager), video_rollout(graphs))
         assert graphs._program.graphs > graphs.cache.past
+
+
+def test_what_is_captured_knows_how_noisy_the_past_is(monkeypatch, tmp_path):
+    """The level rises when the cache is full already: nothing else tells one frame from the next."""
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(frame_program, "capture_graph", lambda work, pool: ((kept := Recording(work)), kept.out))
+    for merge in (False, True):
+        noise = {"past_noise": 0.6, "past_noise_after": 7}
+        eager, graphs = (chunky(tmp_path / f"{name} {merge}", 1, **noise) for name in ("eager", "graphs"))
+        eager.merge = graphs.merge = merge
+        graphs._compiler, graphs._state = None, "ready"
+        assert eager.cache.full and graphs.adopt_compiled()
+        for _ in range(3):
+            assert same(rooms_rollout(eager), rooms_rollout(graphs))
+        assert torch.equal(eager.cache.store, graphs.cache.store)
 
 
 def test_a_capture_that_fails_leaves_the_eager_engine(monkeypatch):

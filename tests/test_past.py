@@ -23,28 +23,33 @@ from worldmodel.session import open_session
 NOISE = ("model.sampler.past_noise=0.5", "model.sampler.past_noise_after=1")
 
 
+def _none() -> torch.Tensor:
+    raise AssertionError("nothing is drawn where there is no noise")
+
+
 def test_pictures_are_noised_and_places_made_possible() -> None:
     said = place_channels(torch.tensor([[0.2, 0.7, 0.4], [0.9, 0.1, 0.0]]), 60.0, (4, 6))
     clean = torch.cat((torch.randn(2, 5, 4, 6), said + 0.1 * torch.randn_like(said)), dim=1)
     noise = torch.randn_like(clean)
     past = Past(5, 60.0, SamplerConfig(past_noise=0.25))
-    kept = past.of(clean, 1, noise)
+    kept, level = past.keep(clean, 1, lambda: noise)
+    assert level == 0.25
     torch.testing.assert_close(kept[:, :5], 0.75 * clean[:, :5] + 0.25 * noise[:, :5])
     assert torch.equal(kept[:, 5:], nearest_place(clean[:, 5:], 60.0)) and (kept[:, 5:] - said).abs().mean() < 0.04
-    still = Past(5, 60.0, SamplerConfig()).of(clean, 1)
+    still, level = Past(5, 60.0, SamplerConfig()).keep(clean, 1, _none)
+    assert level == 0.0
     assert torch.equal(still[:, :5], clean[:, :5]) and torch.equal(still[:, 5:], kept[:, 5:])
-    assert Past(9 + 5, 60.0, SamplerConfig()).of(clean, 1) is clean  # no place and no noise
-    assert past.of(clean.bfloat16(), 1, noise).dtype == torch.bfloat16
+    assert Past(9 + 5, 60.0, SamplerConfig()).keep(clean, 1, _none)[0] is clean  # no place and no noise
+    assert past.keep(clean.bfloat16(), 1, lambda: noise)[0].dtype == torch.bfloat16
 
 
 def test_the_first_frames_are_spared() -> None:
     past = Past(5, 60.0, SamplerConfig(past_noise=0.8, past_noise_after=3))
-    assert [past.level(n) for n in (1, 3, 4, 9000)] == [0.0, 0.0, 0.8, 0.8]
-    assert [Past(5, 60.0, SamplerConfig(past_noise=0.8)).level(n) for n in (1, 7)] == [0.8, 0.8]
-    assert Past(5, 60.0, SamplerConfig(context_sigma=0.1)).level(7) == 0.1
     clean, noise = torch.randn(2, 5, 4, 6), torch.randn(2, 5, 4, 6)
-    assert torch.equal(past.of(clean, 3, noise), clean)
-    torch.testing.assert_close(past.of(clean, 4, noise), 0.2 * clean + 0.8 * noise)
+    assert [past.keep(clean, n, lambda: noise)[1] for n in (1, 3, 4, 9000)] == [0.0, 0.0, 0.8, 0.8]
+    assert past.keep(clean, 3, _none)[0] is clean
+    torch.testing.assert_close(past.keep(clean, 4, lambda: noise)[0], 0.2 * clean + 0.8 * noise)
+    assert Past(5, 60.0, SamplerConfig(context_sigma=0.1)).keep(clean, 7, _none) == (clean, 0.1)
 
 
 def test_what_does_not_go_together_is_said() -> None:
@@ -52,6 +57,8 @@ def test_what_does_not_go_together_is_said() -> None:
         tiny_config(past_noise=1.0)
     with pytest.raises(ConfigError, match=r"context_sigma does not go with sampler\.past_noise"):
         tiny_config(past_noise=0.5, context_sigma=0.1)
+    with pytest.raises(ConfigError, match=r"sampler\.past_noise_after spares frames .* set that, too"):
+        tiny_config(past_noise_after=3)
     codec = dataclasses.replace(tiny_config().codec, place=3)
     with pytest.raises(ConfigError, match=r"codec\.place of frame is a multiple of 3 from 0 to .*, got 4"):
         dataclasses.replace(codec, place=4)
@@ -62,7 +69,7 @@ def test_what_does_not_go_together_is_said() -> None:
 def _noised(home: Path, out: Path, noise: float) -> Path:  # noqa: F811
     """The world with places, played with a noisy past."""
     world = load_world(home / "ar" / "export")
-    sampler = dataclasses.replace(world.config.sampler, kind="consistency", past_noise=noise, past_noise_after=2)
+    sampler = dataclasses.replace(world.config.sampler, kind="consistency", past_noise=noise, past_noise_after=2 if noise else 0)
     config = dataclasses.replace(world.config, sampler=sampler)
     export_world(out, config, world.model_state, world.codec_state, world.spawns, "# noised\n")
     return out

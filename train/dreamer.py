@@ -88,8 +88,8 @@ class Dreamer:
             return self.model(noisy, self._levels(sigma), actions, cache=self._cache, end=self._levels(end))
 
         clean = sample(denoise, self._noise("noise"), self.sigmas, self.config.sampler.kind, lambda i: self._noise("renoise", i))
-        kept = self._past.of(clean, self._index, self._noise("past") if self._past.noisy else None)
-        self._commit(kept, actions, self._past.level(self._index))
+        kept, level = self._past.keep(clean, self._index, lambda: self._noise("past"))
+        self._commit(kept, actions, level)
         self._index += self.chunk - 1
         return clean
 

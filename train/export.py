@@ -114,6 +114,7 @@ def export_run(stage: FlowMatching, progress: Progress) -> Path:
     config, data, codec = stage.context.config, stage.recorded.frames, stage.recorded.trained
     height, width = data.size
     codec_info = {"digest": codec.digest, **{k: v for k, v in codec.info.items() if k != "digest"}}
+    view = config.data.place_view if stage.data.place else codec.config.place_view
     world = WorldConfig(
         name=config.data.world,
         title=config.data.title,
@@ -121,7 +122,7 @@ def export_run(stage: FlowMatching, progress: Progress) -> Path:
         width=width,
         fps=data.fps,
         model=stage.model_config,
-        codec=dataclasses.replace(codec.config, place=stage.data.place, place_view=config.data.place_view),
+        codec=dataclasses.replace(codec.config, place=stage.data.place, place_view=view),
         sampler=stage.sampler(),
         actions=data.spec,
         provenance=provenance(config, data, progress, codec_info),

@@ -121,7 +121,7 @@ class CodecOptions:
 @dataclass
 class SamplerOptions:
     """See worldmodel.config.SamplerConfig. chunk, window, sink and memory also shape the training mask, and rollouts in training
-    are made with past_noise; the rest only says how one plays."""
+    are made with past_noise and past_noise_after; the rest only says how one plays."""
 
     kind: str = "adams"
     shift: float = 1.5

@@ -44,7 +44,7 @@ def validate_training(config: RunConfig, stage: TrainingOptions) -> None:
         _validate_ranges(stage)
         _validate_sampler(stage, config.model.sampler)
         _validate_own_rounds(stage)
-        _validate_noised_past(stage)
+        _validate_noised_past(stage, config.model.sampler)
         if config.data.place_span and stage.forcing is Forcing.diffusion:
             raise ConfigError(
                 "stage.forcing=diffusion hides no place from a past that shows it: set stage.forcing=teacher, or data.place_span=0"
@@ -110,12 +110,32 @@ def _validate_sampler(stage: ArDiffusionStage, sampler: SamplerOptions) -> None:
         )
 
 
-def _validate_noised_past(stage: ArDiffusionStage) -> None:
-    if stage.context_noise_past and (stage.forcing is Forcing.diffusion or not stage.context_noise_prob):
+def _validate_noised_past(stage: ArDiffusionStage, sampler: SamplerOptions) -> None:
+    if not stage.context_noise_past:
+        return
+    if stage.forcing is Forcing.diffusion or not stage.context_noise_prob:
         raise ConfigError(
             "stage.context_noise_past is of a clean past that is noised: set stage.forcing=teacher and stage.context_noise_prob "
             "above 0, or leave it out"
         )
+    if stage.own_rounds:
+        raise ConfigError("stage.context_noise_past noises real pasts, and stage.own_rounds makes others: leave one of them out")
+    if stage.context_noise_max < sampler.past_noise:
+        raise ConfigError(
+            f"model.sampler.past_noise={sampler.past_noise:g} would be a level that training never shows: set "
+            "stage.context_noise_max as high at least"
+        )
+    if _rolls_out_alone(stage):
+        raise ConfigError(
+            "stage.context_noise_past does nothing on rollouts, whose past is the student's own: leave it out, or give the past of "
+            "real clips a use with stage.anchor=1"
+        )
+
+
+def _rolls_out_alone(stage: ArDiffusionStage) -> bool:
+    """Whether the past of recorded clips is never seen."""
+    data = isinstance(stage, AnyflowStage) and (stage.cotrain or stage.pretrain_steps > 0)
+    return isinstance(stage, DmdStage) and stage.source is Source.rollout and not (stage.anchor or data)
 
 
 def _validate_own_rounds(stage: ArDiffusionStage) -> None:
@@ -126,8 +146,7 @@ def _validate_own_rounds(stage: ArDiffusionStage) -> None:
             "stage.own_rounds does nothing with stage.forcing=diffusion, which has no clean past: set stage.own_rounds=0, "
             "or stage.forcing=teacher"
         )
-    data = isinstance(stage, AnyflowStage) and (stage.cotrain or stage.pretrain_steps > 0)
-    if isinstance(stage, DmdStage) and stage.source is Source.rollout and not (stage.anchor or data):
+    if _rolls_out_alone(stage):
         raise ConfigError(
             "stage.own_rounds does nothing on rollouts, whose past is the student's own: set stage.own_rounds=0, or give the past "
             "of real clips a use with stage.anchor=1"

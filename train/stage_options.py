@@ -77,8 +77,9 @@ class ArDiffusionStage(FlowStage):
     """Teacher forcing (method.md 1.2). Context frames are noised in a share of the clips, and the network is told the level.
 
     context_noise_past: noised clips are like the past of a game with model.sampler.past_noise: real and clean up to a frame drawn
-    evenly, from there on as if dreamed, all at one level. (Behind noise little of what is seen is known but what led there: a
-    network that has to go on from it learns the world, where one that sees the frame before learns to move it.)
+    evenly, from there on as if dreamed, all at one level, and none spared. (Behind noise little of what is seen is known but
+    what led there: a network that has to go on from it learns the world, where one that sees the frame before learns to move
+    it.)
     place_unknown_prob: share of the clips in whose context, up to that frame, nobody says where the player is, as in a game behind
     real pictures (with data.place_span).
     own_rounds: the context is made by the network itself 0 to own_rounds times over, evenly drawn per micro-batch (0 = never).

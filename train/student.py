@@ -36,7 +36,7 @@ class Student:
     """`begin` a rollout with its conditions, then use `denoise` and `cache` with `train.rollout.self_rollout`; or `dream`.
 
     carried, frames: see train.rollout. graphs: False for a few rollouts only, which capturing would not pay for. pictured:
-    channels of a latent that are of the picture (0: all).
+    channels of a latent that are of the picture.
     """
 
     def __init__(
@@ -49,10 +49,11 @@ class Student:
         carried: bool = False,
         graphs: bool = True,
         frames: int = 0,
-        pictured: int = 0,
+        *,
+        pictured: int,
     ) -> None:
         self._model, self._context, self._sampler = model, context, sampler
-        self._past = Past(pictured or latent_shape[0], context.config.data.place_view, sampler)
+        self._past = Past(pictured, context.config.data.place_view, sampler)
         self._graphs: dict[tuple[int, int], _Graph] = {}
         self._copy: DiT | None = None
         # launches are not what passes of large networks with prompts wait for
@@ -95,8 +96,7 @@ class Student:
 
     def kept(self, clean: Tensor, draws: Draws, number: int) -> tuple[Tensor, float]:
         """A dreamed chunk (B,T,C,H,W) as it goes into the past, and level. number: of its first frame behind real ones."""
-        noise = draws.normal(f"past_{number}", *clean.shape[1:]) if self._past.noisy else None
-        return self._past.of(clean, number, noise), self._past.level(number)
+        return self._past.keep(clean, number, lambda: draws.normal(f"past_{number}", *clean.shape[1:]))
 
     @torch.no_grad()
     def dream(self, clips: ClipBatch, context: int, draws: Draws, steps: int = 0) -> Tensor:

@@ -44,7 +44,7 @@ class Player:
 
     def student(self) -> Student:
         """One rollout at a time: the cache of a large network takes gigabytes."""
-        return Student(self.model, self.context, self.data.shape, self.sampler, 1, graphs=False)
+        return Student(self.model, self.context, self.data.shape, self.sampler, 1, graphs=False, pictured=self.data.shape[0])
 
 
 def open_player(config: RunConfig, out: Path, device: torch.device, report: Report) -> Player:

@@ -140,6 +140,7 @@ def load_network(path: str, module: torch.nn.Module, target: str = "model", key:
     except RuntimeError as error:
         raise ConfigError(
             f"{key}={path} is a network of another shape: give the model.dit options, and data.place_span, that it was trained with"
+            " (places in another number of channels are not taken over)"
         ) from error
 
 

@@ -214,6 +214,8 @@ class SamplerConfig:
         for name in ("context_sigma", "past_noise"):
             require(0.0 <= getattr(self, name) < 1.0, f"sampler.{name} lies in [0, 1), got {getattr(self, name)}")
         require(0 <= self.past_noise_after <= 10**6, f"sampler.past_noise_after lies in 0 to 1000000, got {self.past_noise_after}")
+        spared = "sampler.past_noise_after spares frames the noise of sampler.past_noise: set that, too, or leave it out"
+        require(self.past_noise > 0 or not self.past_noise_after, spared)
         require(not (self.context_sigma and self.past_noise), "sampler.context_sigma does not go with sampler.past_noise")
         for steps, sigmas in self.sigmas.items():
             falling = all(a > b for a, b in itertools.pairwise(sigmas))
@@ -285,6 +287,8 @@ class WorldConfig:
         require(0.1 <= self.fps <= 1000, f"fps lies in 0.1 to 1000, got {self.fps}")
         require(0 <= self.rests <= 3600, f"rests lies in 0 to 3600 seconds, got {self.rests}")
         require(self.frames_per_latent >= 1, f"frames_per_latent must be at least 1, got {self.frames_per_latent}")
+        fits = not self.codec.place or min(self.height, self.width) >= 16
+        require(fits, f"codec.place needs pictures of at least 16x16, got {self.width}x{self.height}")
         flow_map = self.sampler.kind == "flow_map"
         require(flow_map == self.model.flow_map, "the sampler flow_map goes with model.flow_map, and only with it")
         require(

@@ -57,7 +57,7 @@ class Dream:
         self.device_note, self.merge = "", False
         self._device, self._dtype, self.model = device, dtype, model
         self.cache = model.make_cache(config.latent_size[1:], **sampler.kept, cameras=cameras, apart=sampler.rolling)
-        self._kept = Past.in_world(config)
+        self._keep = Past.in_world(config).keep
         self._program, self._screen = FrameProgram(model, self.cache, sampler), Screen(decode_on or device)
         self._pending: tuple[Tensor, Given, int] | None = None  # a clean chunk that waits for its commit, and its number
         self._committed = runtime.Stopwatch(device)
@@ -97,12 +97,11 @@ class Dream:
 
     def _dream(self, number: int, levels: Sequence[float], given: Given) -> tuple[Frame, ...]:
         """The pictures of the next chunk, whose noise is derived from `number`."""
-        watch, finished = runtime.Stopwatch(self._device), None
-        if self._merges:
-            finished = self._past()
-        else:
+        watch, merges = runtime.Stopwatch(self._device), self._merges
+        if not merges:
             self._settle()
         with watch.part("denoise"):
+            finished = self._past() if merges else None
             noise = self._noise("noise", number)
             clean = self._program.denoise(noise, levels, lambda i: self._noise("renoise", number, i), given, finished)
         return self._show(clean, given, watch, number)
@@ -146,8 +145,8 @@ class Dream:
             return None
         clean, given, number = self._pending
         self._pending = None
-        noise = self._there("past", number) if self._kept.noisy else None
-        return self._kept.of(clean, number, noise), given, self._kept.level(number)
+        kept, level = self._keep(clean, number, lambda: self._there("past", number))
+        return kept, given, level
 
     def _there(self, purpose: str, number: int, draw: int = 0) -> Tensor:
         """As `_noise`, on the device."""

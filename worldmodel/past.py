@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,22 +30,17 @@ class Past:
         """How this world keeps what it dreamed."""
         return cls(config.codec.channels, config.codec.place_view, config.sampler)
 
-    @property
-    def noisy(self) -> bool:
-        """Whether there is any noise, for which draws are needed."""
-        return self.sampler.past_noise > 0
+    def keep(self, clean: Tensor, number: int, draw: Callable[[], Tensor]) -> tuple[Tensor, float]:
+        """What is kept of a clean dreamed chunk (..., C, h, w), and the noise level that the network is told of it.
 
-    def level(self, number: int) -> float:
-        """The noise level that the network is told of the dreamed frame of this number, from 1."""
-        clean = not self.noisy or number <= self.sampler.past_noise_after
-        return self.sampler.context_sigma if clean else self.sampler.past_noise
-
-    def of(self, clean: Tensor, number: int, noise: Tensor | None = None) -> Tensor:
-        """What is kept of a clean dreamed chunk (..., C, h, w), whose first frame has that number. noise: a draw of its shape."""
+        number: of its first frame behind the real ones, from 1. draw: gives noise of its shape, where there is any.
+        """
+        noise = self.sampler.past_noise if number > self.sampler.past_noise_after else 0.0
         picture, place = clean.split((self.pictured, clean.shape[-3] - self.pictured), dim=-3)
-        if self.noisy:
-            assert noise is not None, "a noisy past needs a draw"
-            picture = torch.lerp(picture, noise[..., : self.pictured, :, :].to(picture.dtype), self.level(number))
-        elif not place.shape[-3]:
-            return clean
-        return torch.cat((picture, nearest_place(place, self.view) if place.shape[-3] else place), dim=-3)
+        if not noise and not place.shape[-3]:
+            return clean, self.sampler.context_sigma
+        if noise:
+            picture = torch.lerp(picture, draw()[..., : self.pictured, :, :].to(picture.dtype), noise)
+        if place.shape[-3]:
+            place = nearest_place(place, self.view)
+        return torch.cat((picture, place), dim=-3), noise or self.sampler.context_sigma

@@ -68,7 +68,7 @@ def contenders(model: DiT, config: WorldConfig, text: Tensor, capture: bool, mod
 
         def act(noise: Tensor, draws: list[Tensor]) -> Tensor:
             clean = program.denoise(noise, levels, lambda i: draws[i], given)
-            program.commit(clean, given)
+            program.commit(clean, given, sampler.context_sigma)
             program.look_ahead(config.latent_size)
             return clean
 

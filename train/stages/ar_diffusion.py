@@ -63,9 +63,10 @@ class ArDiffusion(FlowMatching):
         return {"clean": torch.cat((pictures, clean[:, :, self.pictured :]), dim=2), "clean_sigma": sigma}
 
     def _dreamed_from(self, draws: Draws, frames: int) -> Tensor:
-        """Which frames of a past stand for dreamed ones, bool (B,frames): in every clip those from a frame drawn evenly on."""
-        begin = draws.uniform("dreamed_from", 1) * (frames + 1) - 1  # one of 0 to `frames`, when rounded up
-        return torch.arange(frames, device=begin.device) >= begin
+        """Which frames of a past stand for dreamed ones, bool (B,frames): in every clip those from a chunk drawn evenly on."""
+        chunk = self.context.config.model.sampler.chunk
+        begin = draws.uniform("dreamed_from", 1) * (frames // chunk + 1) - 1  # when rounded up, any chunk, or none of them
+        return torch.arange(frames, device=begin.device) // chunk >= begin
 
     def _partly_placed(self, context: Tensor, draws: Draws) -> Tensor:
         """Real latents (B,T,C,H,W) of which in some clips only those that stand for dreamed ones say where the player is."""
