@@ -155,7 +155,8 @@ class WorldSession(Dream):
     def append(self, rgb: np.ndarray, action: Action) -> Frame:
         """Put a real frame, uint8 (H,W,3), and the action that led to it into the context, as if it had been dreamed.
 
-        Raises ConfigError for a wrong picture, and in chunk-wise worlds: single frames do not fill their chunks.
+        It stays clean in the past, and counts among the frames of `SamplerConfig.past_noise_after`. Raises ConfigError for a wrong
+        picture, and in chunk-wise worlds: single frames do not fill their chunks.
         """
         if self.frames_per_action > 1:
             raise ConfigError(f"append adds single frames, but {self.name!r} goes {self.frames_per_action} frames at a time")
