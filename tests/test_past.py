@@ -16,8 +16,8 @@ from worldmodel.action import NOOP
 from worldmodel.checkpoint import export_world, load_world
 from worldmodel.config import SamplerConfig
 from worldmodel.errors import ConfigError
+from worldmodel.models.past import Past
 from worldmodel.models.place import PLACE_CHANNELS, nearest_place, place_channels
-from worldmodel.past import Past
 from worldmodel.session import open_session
 
 NOISE = ("model.sampler.past_noise=0.5", "model.sampler.past_noise_after=1")

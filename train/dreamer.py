@@ -20,7 +20,7 @@ from worldmodel.diffusion import noise_levels, sample
 from worldmodel.errors import ConfigError
 from worldmodel.models.codec import FrameCodec, to_float, to_uint8
 from worldmodel.models.dit import DiT
-from worldmodel.past import Past
+from worldmodel.models.past import Past
 from worldmodel.runtime import generator
 
 CODEC_BATCH = 64

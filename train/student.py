@@ -19,7 +19,7 @@ from worldmodel.config import SamplerConfig
 from worldmodel.diffusion import noise_levels
 from worldmodel.models.attention import AttentionContext, Layout
 from worldmodel.models.dit import DiT
-from worldmodel.past import Past
+from worldmodel.models.past import Past
 from worldmodel.runtime import capture_graph
 
 

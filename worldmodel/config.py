@@ -164,7 +164,7 @@ class SamplerConfig:
     default step count. window: frames that attention sees, the current chunk included; sink: of those, how many first frames are
     kept for ever. memory: how many frames from before the window are seen, too: of every `memory_every`-th the newest. chunk:
     latent frames denoised together. context_sigma: noise level that the network is told of the frames in the cache, which are clean
-    (0: the truth). past_noise: noise level to which dreamed pictures are noised there, and told so (`worldmodel.past`; real
+    (0: the truth). past_noise: noise level to which dreamed pictures are noised there, and told so (`worldmodel.models.past`; real
     ones are clean); for networks that were trained with it. past_noise_after: so many dreamed frames are spared first.
     sigmas: noise levels by step count, where they are not the shifted even grid. first_steps: steps of a rollout's first chunk
     where that differs (video worlds, whose rollouts begin with nothing; 0 = as all).

@@ -17,7 +17,7 @@ from worldmodel.config import MOST_STEPS, WorldConfig
 from worldmodel.errors import ConfigError, DeviceError
 from worldmodel.frame_program import Finished, FrameProgram, Given
 from worldmodel.models.dit import DiT
-from worldmodel.past import Past
+from worldmodel.models.past import Past
 from worldmodel.rolling import RollingWindow
 from worldmodel.screen import Screen
 from worldmodel.world import Frame
