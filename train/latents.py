@@ -55,10 +55,11 @@ def open_latents(context: Context) -> Latents:
     """The data set of the run. Raises DataError, ConfigError, CheckpointError."""
     root, network, place_span = Path(context.config.data.root), context.config.model.dit, context.config.data.place_span
     prepared = context.size is None and videos.is_prepared(root)
-    if place_span and (prepared or network.text_dim or network.camera):
-        raise ConfigError("data.place_span is for recorded worlds that tell poses, not for videos: leave it 0")
-    if context.config.model.sampler.past_noise and (prepared or network.text_dim or network.camera):
-        raise ConfigError("model.sampler.past_noise is for recorded worlds, not for videos: leave it 0")
+    if prepared or network.text_dim or network.camera:
+        if place_span:
+            raise ConfigError("data.place_span is for recorded worlds that tell poses, not for videos: leave it 0")
+        if context.config.model.sampler.past_noise:
+            raise ConfigError("model.sampler.past_noise is for recorded worlds, not for videos: leave it 0")
     if context.size is not None:
         place = PLACE_CHANNELS if place_span else 0
         return ShapesOnly(context.config.model.codec.channels, place, context.size)

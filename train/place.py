@@ -10,7 +10,8 @@ from worldmodel.models.place import place_channels
 
 def pose_channels(poses: Tensor, span: float, view: float, size: tuple[int, int]) -> Tensor:
     """(..., P, h, w) of poses (..., 3) x, y, degrees (falling to the right), on a map whose longest wave is `span` units."""
-    return place_channels(poses / poses.new_tensor((span, span, 360.0)), view, size)
+    x, y, degrees = poses.unbind(-1)
+    return place_channels(torch.stack((x / span, y / span, degrees / 360), dim=-1), view, size)
 
 
 def without_place(latents: Tensor, channels: int, unknown: Tensor | None = None) -> Tensor:

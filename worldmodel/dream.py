@@ -97,11 +97,13 @@ class Dream:
 
     def _dream(self, number: int, levels: Sequence[float], given: Given) -> tuple[Frame, ...]:
         """The pictures of the next chunk, whose noise is derived from `number`."""
-        watch, merges = runtime.Stopwatch(self._device), self._merges
-        if not merges:
+        watch, waiting = runtime.Stopwatch(self._device), None
+        if self._merges:
+            waiting, self._pending = self._pending, None
+        else:
             self._settle()
         with watch.part("denoise"):
-            finished = self._past() if merges else None
+            finished = None if waiting is None else self._finished(*waiting)
             noise = self._noise("noise", number)
             clean = self._program.denoise(noise, levels, lambda i: self._noise("renoise", number, i), given, finished)
         return self._show(clean, given, watch, number)
@@ -135,16 +137,11 @@ class Dream:
         """Commit what is still to be committed."""
         if self._pending is not None:
             with self._committed.part("commit"):
-                finished = self._past()
-                assert finished is not None
-                self._program.commit(*finished)
+                self._program.commit(*self._finished(*self._pending))
+            self._pending = None
 
-    def _past(self) -> Finished | None:
-        """What waits to be committed, as it will be, and from now on waits no more."""
-        if self._pending is None:
-            return None
-        clean, given, number = self._pending
-        self._pending = None
+    def _finished(self, clean: Tensor, given: Given, number: int) -> Finished:
+        """A dreamed chunk as it is to be committed."""
         kept, level = self._keep(clean, number, lambda: self._there("past", number))
         return kept, given, level
 
