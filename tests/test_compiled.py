@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+
 import pytest
 import torch
 
@@ -45,3 +48,49 @@ def test_a_missing_build_is_none_and_a_damaged_one_is_explained(tmp_path):
     (tmp_path / "bad.pt2").write_bytes(b"nothing")
     with pytest.raises(compiled.DeviceError, match="delete it"):
         compiled.load_build(tmp_path / "bad.pt2")
+
+
+def build_in(folder, world):
+    compiled.build_what_runs(world, folder / "pass.pt2", CPU, torch.float32, 1)
+
+
+def nonsense(module, arguments, path, packed):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"nonsense")
+
+
+def test_a_build_that_does_not_run_is_not_kept(tiny_world, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "build", nonsense)
+    with pytest.raises(compiled.DeviceError, match=r"does not run on this machine.*cannot be loaded"):
+        build_in(tmp_path / "builds", tiny_world)
+    assert not any((tmp_path / "builds").iterdir())
+
+
+def test_a_build_that_kills_its_process_is_told_by_the_signal(tiny_world, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "build", nonsense)
+    monkeypatch.setattr(compiled, "_command", lambda *_: [sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"])
+    with pytest.raises(compiled.DeviceError, match="signal 11"):
+        build_in(tmp_path / "builds", tiny_world)
+
+
+@pytest.mark.slow
+def test_where_packed_weights_do_not_run_plain_ones_are_built(tiny_world, tmp_path, monkeypatch):
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    real = compiled.build
+    monkeypatch.setattr(compiled, "build", lambda *given: (nonsense if given[-1] else real)(*given))
+    with torch.no_grad():
+        build_in(tmp_path / "builds", tiny_world)
+    assert [p.name for p in (tmp_path / "builds").iterdir()] == ["pass.pt2"] and compiled.load_build(
+        tmp_path / "builds" / "pass.pt2"
+    ) is not None
+
+
+def test_a_hidden_card_is_no_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(compiled.DeviceError, match="an NVIDIA card is here"):
+        runtime.pick_device()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert runtime.pick_device()[0].type in ("cpu", "mps")

@@ -181,18 +181,33 @@ def play_at_random(bench: Bench) -> tuple[dict[str, Any], np.ndarray, np.ndarray
     frames, stack = np.stack(pictures, axis=1), np.stack(latents, axis=1)
     data = np.concatenate([e.frames for e in bench.material.held_out])
     data = data[np.unique(np.linspace(0, len(data) - 1, size.codec_frames).astype(int))]
-    coded = bench.dreamer.encode(data)[:, : bench.dreamer.config.codec.channels].float().cpu().numpy()
-    whole = {"latent": _spread(coded), "pixel": _spread(data), "detail": detail(data)}
-    rows = []
-    for start in range(0, size.random_frames - min(WINDOW, size.random_frames) + 1, WINDOW):
+    whole = {"latent": _spread(_pictured(bench, data)), "pixel": _spread(data), "detail": detail(data)}
+    return {"data": whole} | _spreads(stack, frames, whole), frames, script
+
+
+def engine_spreads(bench: Bench, real_play: np.ndarray, whole: dict[str, float]) -> dict[str, Any]:
+    """The same spreads of the real engine's play (B, T, H, W, 3), through the codec, over those of the data (`whole`): what the
+    dream's are to be held against, because random walks see less than players with a goal do."""
+    return _spreads(np.stack([_pictured(bench, play) for play in real_play]), real_play, whole)
+
+
+def _pictured(bench: Bench, frames: np.ndarray) -> np.ndarray:
+    """Latents (T, C, h, w) of real pictures (T, H, W, 3), the channels of the picture alone."""
+    parts = np.array_split(frames, -(-len(frames) // 256))
+    return np.concatenate([bench.dreamer.encode(x)[:, : bench.dreamer.config.codec.channels].float().cpu().numpy() for x in parts])
+
+
+def _spreads(latents: np.ndarray, frames: np.ndarray, whole: dict[str, float]) -> dict[str, Any]:
+    """Of plays (B, T, ...): spreads of latents and pixels and detail over `whole`, motion, by window; means up to frame 500."""
+    rows, played = [], frames.shape[1]
+    for start in range(0, played - min(WINDOW, played) + 1, WINDOW):
         part = slice(start, start + WINDOW)
-        now = {"latent": _spread(stack[:, part]), "pixel": _spread(frames[:, part]), "detail": detail(frames[:, part])}
-        rows.append({"first": start + 1, "last": min(start + WINDOW, size.random_frames)} | {k: now[k] / whole[k] for k in now})
+        now = {"latent": _spread(latents[:, part]), "pixel": _spread(frames[:, part]), "detail": detail(frames[:, part])}
+        rows.append({"first": start + 1, "last": min(start + WINDOW, played)} | {k: now[k] / whole[k] for k in now})
         rows[-1]["motion"] = metrics.motion(frames[:, part])
     head = [r for r in rows if r["last"] <= 500] or rows[:1]
     mean = {k: float(np.mean([r[k] for r in head])) for k in whole}
-    averaged = head[-1]["last"]
-    return {"data": whole, "over_data_by_window": rows, "over_data_first_500": mean, "frames_averaged": averaged}, frames, script
+    return {"over_data_by_window": rows, "over_data_first_500": mean, "frames_averaged": head[-1]["last"]}
 
 
 def detail(frames: np.ndarray) -> float:

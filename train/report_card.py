@@ -161,11 +161,13 @@ def plots(path: Path, result: dict[str, Any]) -> None:
         _curve(gap, [r["horizon"] for r in rows], [r[name] for r in rows], text, colour)
     gap.axhline(0, color="black", linewidth=0.6)
     gap.set(title="right minus mirrored actions, dB", xlabel="frames after the last real one")
-    rows = result["random_play"]["over_data_by_window"]
-    for name, text in (("latent", "latent std"), ("pixel", "pixel std"), ("detail", "std within a picture")):
-        spread.plot([r["last"] for r in rows], [r[name] for r in rows], marker="o", label=text)
+    for play, style in ((result["random_play"], "o-"), (result["random_play"].get("engine"), "--")):
+        rows = play["over_data_by_window"] if play else []
+        for i, (name, text) in enumerate((("latent", "latent std"), ("pixel", "pixel std"), ("detail", "std within a picture"))):
+            label = text if style == "o-" else None
+            spread.plot([r["last"] for r in rows], [r[name] for r in rows], style, color=f"C{i}", label=label)
     spread.axhline(1, color="black", linewidth=0.6)
-    spread.set(title="random play, over the data's", xlabel="frames", ylim=(0, None))
+    spread.set(title="random play, over the data's (dashed: the real game's)", xlabel="frames", ylim=(0, None))
     for axis in (quality, likeness, gap, spread):
         axis.legend(frameon=False)
         axis.grid(alpha=0.25)

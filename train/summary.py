@@ -56,9 +56,10 @@ def fact_rows(result: dict[str, Any]) -> list[Row]:
     if "real_held_out" in pose:
         error = pose["real_held_out"]
         facts.append(("pose probe, median error on real held-out", f"{error['position']:.1f} units, {error['heading']:.1f}°"))
-    spread = play["over_data_first_500"]
-    text = f"latent {number(spread['latent'])}, pixel {number(spread['pixel'])}, within a picture {number(spread['detail'])}"
-    facts.append((f"random play, std over the data's, {play['frames_averaged']} frames", text))
+    for who, played in (("", play), (", engine", play.get("engine"))):
+        if played:
+            title = f"random play{who}, std over the data's, {played['frames_averaged']} frames"
+            facts.append((title, _spread_text(played["over_data_first_500"])))
     facts.append(("motion with recorded actions, over the real game's", number(result["rollouts"]["motion"]["ratio"])))
     facts += _return_rows(result["returns"]) + _rest_rows(result.get("standing")) + _drift_rows(result["drift"])
     pace = result["speed"]
@@ -69,6 +70,10 @@ def fact_rows(result: dict[str, Any]) -> list[Row]:
     text = f"{first['p50']:.1f} ms (p95 {first['p95']:.1f} ms), {chunk} frame{'s' if chunk != 1 else ''} an action"
     facts.append(("action to its first picture", text))
     return facts
+
+
+def _spread_text(spread: dict[str, float]) -> str:
+    return f"latent {number(spread['latent'])}, pixel {number(spread['pixel'])}, within a picture {number(spread['detail'])}"
 
 
 def _four(scores: dict[str, float | None]) -> str:

@@ -4,7 +4,7 @@ mode the pass that also commits the chunk before.
 The build runs in a process of its own at low priority (`python -m worldmodel.compiled ...`), so that a game in eager mode keeps its
 rate meanwhile; loading a finished build takes milliseconds, no tracing, and nothing of torch's compiler. A build is one pass, valid
 for one world, code, dtype, thread count, torch version and kind of CPU: all are part of its file name, how many cores there are is
-not.
+not. It is kept only after another process has loaded it and taken a pass: machine code that crashes must not take a game with it.
 """
 
 from __future__ import annotations
@@ -92,12 +92,18 @@ def start_build(
     world_folder: Path, path: Path, device: torch.device, dtype: torch.dtype, threads: int, merged: bool = False
 ) -> subprocess.Popen[str]:
     """Build `path` in another process. Its exit status is 0 when `path` is there; the last line it printed says what went wrong."""
-    command = [sys.executable, "-m", "worldmodel.compiled", str(world_folder), str(path)]
-    command += ["--device", device.type, "--dtype", str(dtype).removeprefix("torch."), "--threads", str(threads)]
-    command += ["--merged"] if merged else []
+    command = _command(world_folder, path, device.type, str(dtype).removeprefix("torch."), threads, merged)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment())
+
+
+def _command(world: Path, path: Path, device: str, dtype: str, threads: int, merged: bool, *more: str) -> list[str]:
+    options = ["--device", device, "--dtype", dtype, "--threads", str(threads), *(["--merged"] if merged else []), *more]
+    return [sys.executable, "-m", "worldmodel.compiled", str(world), str(path), *options]
+
+
+def _environment() -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[1])
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
 
 
 class Compiler:
@@ -170,30 +176,62 @@ class Compiler:
         self.ready, self.state = Passes(self._loaded[False], self._loaded.get(True)), "ready"
 
 
-def build(world: LoadedWorld, path: Path, device: torch.device, dtype: torch.dtype, threads: int, merged: bool = False) -> None:
-    """Compile one pass of `world` (merged: the one that commits the chunk before, too) and store it, whole or not at all."""
-    torch.set_num_threads(threads)
+def _example(world: LoadedWorld, device: torch.device, dtype: torch.dtype, merged: bool) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The pass of `world` and arguments of the shapes of steady play."""
     config = world.config
     model = world.build()[0].to(device, dtype)
     sampler, (channels, height, width) = config.sampler, config.latent_size
     cache = model.make_cache((height, width), **sampler.kept)
-    cache.restore(CacheSnapshot(cache.store, cache.until_full))  # the shape of steady play
+    cache.restore(CacheSnapshot(cache.store, cache.until_full))
     noisy = torch.zeros(1, sampler.chunk, channels, height, width, device=device, dtype=dtype)
     frames = 2 * sampler.chunk if merged else sampler.chunk
     sigma = torch.ones(1, frames, device=device)
     actions = torch.zeros(1, frames, config.actions.width, device=device, dtype=dtype)
-    with torch.no_grad(), warnings.catch_warnings():
+    ctx = model.context((1, frames, *noisy.shape[2:]), device, Layout.bidirectional(), cache=cache)
+    arguments: tuple[Tensor, ...] = (noisy, model.level(sigma), actions, ctx.cos, ctx.sin, cache.store)
+    arguments += (torch.zeros_like(noisy), cache.rows().to(device)) if merged else ()
+    return _PassModule(model, sampler.chunk * cache.tokens), arguments
+
+
+def build(module: nn.Module, arguments: tuple[Tensor, ...], path: Path, packed: bool) -> None:
+    """Compile `module` for `arguments` into `path`. packed: weights as the CPU's matrix instructions read them, which is faster."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ctx = model.context((1, frames, *noisy.shape[2:]), device, Layout.bidirectional(), cache=cache)
-        arguments: tuple[Tensor, ...] = (noisy, model.level(sigma), actions, ctx.cos, ctx.sin, cache.store)
-        arguments += (torch.zeros_like(noisy), cache.rows().to(device)) if merged else ()
-        program = torch.export.export(_PassModule(model, sampler.chunk * cache.tokens), arguments, strict=False)
+        program = torch.export.export(module, arguments, strict=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"{path.stem}.{os.getpid()}.tmp.pt2")
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=str(fresh), inductor_configs={"freezing": device.type == "cpu"}
-        )
-    fresh.replace(path)
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": packed})
+
+
+def trial(path: Path, arguments: tuple[Tensor, ...]) -> None:
+    """Load the build and take one pass. Raises DeviceError if it is not there or gives what is no number."""
+    run = load_build(path)
+    if run is None or not all(bool(out.isfinite().all()) for out in run(*arguments)):
+        raise DeviceError(f"the compiled engine {path} gives no numbers")
+
+
+def build_what_runs(
+    world_folder: Path, path: Path, device: torch.device, dtype: torch.dtype, threads: int, merged: bool = False
+) -> None:
+    """Build the pass of a world and keep it in `path`, whole or not at all, once a process of its own has tried it.
+
+    Packed weights first; where those do not run (torch 2.11 dies of loading them on a Xeon with AMX), plain ones.
+    Raises DeviceError if neither runs.
+    """
+    module, arguments = _example(load_world(world_folder), device, dtype, merged)
+    fresh, reason = path.with_name(f"{path.stem}.{os.getpid()}.tmp.pt2"), ""
+    try:
+        for packed in (True, False) if device.type == "cpu" else (False,):
+            build(module, arguments, fresh, packed)
+            command = _command(world_folder, fresh, device.type, str(dtype).removeprefix("torch."), threads, merged, "--trial")
+            tried = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment())
+            if tried.returncode == 0:
+                fresh.replace(path)
+                return
+            died = f"signal {-tried.returncode}" if tried.returncode < 0 else tried.stdout.strip().rpartition("\n")[2]
+            reason = died or "no reason given"
+    finally:
+        fresh.unlink(missing_ok=True)
+    raise DeviceError(f"what torch {torch.__version__} builds does not run on this machine ({reason})")
 
 
 def main() -> int:
@@ -204,12 +242,18 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--merged", action="store_true")
+    parser.add_argument("--trial", action="store_true", help="only try the build that is in `out`")
     args = parser.parse_args()
-    if hasattr(os, "nice"):
-        os.nice(10)
-    place, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    torch.set_num_threads(args.threads)
     try:
-        build(load_world(args.world), args.out, place, dtype, args.threads, args.merged)
+        with torch.no_grad():
+            if args.trial:
+                trial(args.out, _example(load_world(args.world), device, dtype, args.merged)[1])
+            else:
+                if hasattr(os, "nice"):
+                    os.nice(10)
+                build_what_runs(args.world, args.out, device, dtype, args.threads, args.merged)
     except (WorldModelError, RuntimeError, OSError) as error:
         print(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}")
         return 1

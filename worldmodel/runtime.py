@@ -33,7 +33,9 @@ def setup() -> None:
 
 
 def has_nvidia_card() -> bool:
-    """Whether the machine shows an NVIDIA card, whatever torch can do with it."""
+    """Whether the machine shows an NVIDIA card that is not hidden on purpose, whatever torch can do with it."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return False
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 
