@@ -174,10 +174,16 @@ class Ranks:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 runs the block first (it builds what the others then find on disk)."""
+        """Rank 0 runs the block first (it builds what the others then find on disk). Where it fails, the others must not wait
+        for it (nccl would, for hours): they meet the same error themselves."""
         if not self.main:
             self.barrier()
-        yield
+        try:
+            yield
+        except Exception:
+            if self.main:
+                self.barrier()
+            raise
         if self.main:
             self.barrier()
 
