@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.train_boxes import TINY, make_boxes, settings, train
-from tests.train_processes import TOLERANCE, assert_same_run, two_processes
+from tests.train_processes import TOLERANCE, assert_same_run, start_two, two_processes
 from train.data import Draws
 from train.distributed import Ranks, prepare_network
 from train.monitor import read_metrics
@@ -35,6 +35,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in ("ar_diffusion", "teacher"):
         train(folder / stage, *_flow(folder, f"stage={stage}", "steps=10", "stage.batch=4", "stage.lr=2e-3"))
     return folder
+
+
+def test_where_the_first_process_fails_the_other_says_the_same(home, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    words = _flow(home, "stage=ar_diffusion", "steps=1", f"data.root={tmp_path}/nothing")
+    done = start_two(tmp_path / "run", "model=tiny", "data=tiny", *TINY, *words)
+    assert done.returncode == 1 and "error: a data set needs at least 2 episodes" in done.stderr
+    assert "exitcode  : 2" in done.stderr and "exitcode  : 1 " not in done.stderr  # 1: of one that waited for one that is gone
 
 
 def _flow(home: Path, *more: str) -> tuple[str, ...]:

@@ -22,10 +22,15 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
 
 def two_processes(folder: Path, *overrides: str) -> TrainState:
     """Run a stage in `folder`; returns its last checkpoint."""
-    command = [sys.executable, *TORCHRUN, f"runs={folder.parent}", f"name={folder.name}", *overrides]
-    done = subprocess.run(command, cwd=folder.parent, env=environment(), text=True, capture_output=True, timeout=240)
+    done = start_two(folder, *overrides)
     assert done.returncode == 0, done.stderr[-3000:]
     return latest(folder)
+
+
+def start_two(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run a stage in `folder`, whatever comes of it."""
+    command = [sys.executable, *TORCHRUN, f"runs={folder.parent}", f"name={folder.name}", *overrides]
+    return subprocess.run(command, cwd=folder.parent, env=environment(), text=True, capture_output=True, timeout=240)
 
 
 def assert_close(a: Any, b: Any, where: str = "state") -> None:
