@@ -26,7 +26,7 @@ probes: small nets trained on real training frames only (`train.probes`). Invers
     degrees. First on all real held-out frames, then on the clips of the rollouts: real, through the codec, dreamed.
 random_play: fixed random keys and mouse. Standard deviation of all latent values, of all pixel values, and the mean one within a
     picture (`detail`, luma), by windows of 100 frames, over the same of held-out real frames; means up to frame 500. `engine`: the
-    same in the real game under the same keys, through the codec: random walks see less than the data does.
+    same in the real game under the same keys, through the codec: what a perfect dream would have.
 returns: from a standstill turn 360 degrees by mouse, or walk forward and back as long. `return`: PSNR of the last view to the
     first. `other_view`, to beat: PSNR to the first of the views on the way (90, 180 and 270 degrees; the far end). `margin`:
     their difference, paired. `engine`: the same in the real game, where it can be opened: its momentum and walls make it the

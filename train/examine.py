@@ -186,15 +186,14 @@ def play_at_random(bench: Bench) -> tuple[dict[str, Any], np.ndarray, np.ndarray
 
 
 def engine_spreads(bench: Bench, real_play: np.ndarray, whole: dict[str, float]) -> dict[str, Any]:
-    """The same spreads of the real engine's play (B, T, H, W, 3), through the codec, over those of the data (`whole`): what the
-    dream's are to be held against, because random walks see less than players with a goal do."""
+    """The same spreads of the real engine's play (B, T, H, W, 3), through the codec, over those of the data (`whole`): what a
+    perfect dream would have under these keys."""
     return _spreads(np.stack([_pictured(bench, play) for play in real_play]), real_play, whole)
 
 
 def _pictured(bench: Bench, frames: np.ndarray) -> np.ndarray:
     """Latents (T, C, h, w) of real pictures (T, H, W, 3), the channels of the picture alone."""
-    parts = np.array_split(frames, -(-len(frames) // 256))
-    return np.concatenate([bench.dreamer.encode(x)[:, : bench.dreamer.config.codec.channels].float().cpu().numpy() for x in parts])
+    return bench.dreamer.encode(frames)[:, : bench.dreamer.config.codec.channels].float().cpu().numpy()
 
 
 def _spreads(latents: np.ndarray, frames: np.ndarray, whole: dict[str, float]) -> dict[str, Any]:

@@ -92,13 +92,16 @@ def start_build(
     world_folder: Path, path: Path, device: torch.device, dtype: torch.dtype, threads: int, merged: bool = False
 ) -> subprocess.Popen[str]:
     """Build `path` in another process. Its exit status is 0 when `path` is there; the last line it printed says what went wrong."""
-    command = _command(world_folder, path, device.type, str(dtype).removeprefix("torch."), threads, merged)
+    command = _command(world_folder, path, device, dtype, threads, merged)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment())
 
 
-def _command(world: Path, path: Path, device: str, dtype: str, threads: int, merged: bool, *more: str) -> list[str]:
-    options = ["--device", device, "--dtype", dtype, "--threads", str(threads), *(["--merged"] if merged else []), *more]
-    return [sys.executable, "-m", "worldmodel.compiled", str(world), str(path), *options]
+def _command(
+    world: Path, path: Path, device: torch.device, dtype: torch.dtype, threads: int, merged: bool, *more: str
+) -> list[str]:
+    command = [sys.executable, "-m", "worldmodel.compiled", str(world), str(path)]
+    command += ["--device", device.type, "--dtype", str(dtype).removeprefix("torch."), "--threads", str(threads)]
+    return command + (["--merged"] if merged else []) + list(more)
 
 
 def _environment() -> dict[str, str]:
@@ -222,7 +225,7 @@ def build_what_runs(
     try:
         for packed in (True, False) if device.type == "cpu" else (False,):
             build(module, arguments, fresh, packed)
-            command = _command(world_folder, fresh, device.type, str(dtype).removeprefix("torch."), threads, merged, "--trial")
+            command = _command(world_folder, fresh, device, dtype, threads, merged, "--trial")
             tried = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment())
             if tried.returncode == 0:
                 fresh.replace(path)
