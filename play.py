@@ -73,6 +73,21 @@ def _print_line(name: str, path: Path) -> None:
 
 def run_bench(flags: argparse.Namespace) -> int:
     """Time the engines of a world, or of a random network of a given size."""
+    nothing = (
+        "dry_run",
+        "real",
+        "replay",
+        "prompt",
+        "image",
+        "agent",
+        "seed",
+        "spawn",
+        "keymap",
+        "record",
+        "record_episodes",
+        "fps",
+    )
+    _refuse(flags, nothing, "means nothing to --bench, which plays no game: leave it out")
     folder = None if flags.size else _preview(flags.world or flags.name or DEFAULT_WORLD, flags)[1]
     from worldmodel import bench
 
@@ -142,12 +157,19 @@ def _check_flags(flags: argparse.Namespace) -> None:
         raise ConfigError("--prompt is the starting place of a video world: give it without --spawn and --real")
     if flags.record is not None and flags.record.suffix.lower() != ".mp4":
         raise ConfigError(f"--record writes MP4: name the file {flags.record.stem or 'play'}.mp4")
-    if flags.image is not None and flags.real:
-        raise ConfigError("--image is the start of a dream: leave it out, or --real")
+    if flags.real:
+        _refuse(flags, ("image", "steps", "window", "decoder", "throughput", "revision"), "is of a dream: leave it out, or --real")
     if flags.image is not None:
         from worldmodel.picture import read_picture
 
         read_picture(flags.image, (8, 8))  # of any size: only whether it is one
+
+
+def _refuse(flags: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
+    """Raise ConfigError for the first of the flags that is given."""
+    for name in names:
+        if getattr(flags, name) not in (None, False):
+            raise ConfigError(f"--{name.replace('_', '-')} {why}")
 
 
 def _options(flags: argparse.Namespace, made_by: dict[str, Any]) -> dict[str, Any]:

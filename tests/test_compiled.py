@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +75,42 @@ def test_a_build_that_kills_its_process_is_told_by_the_signal(tiny_world, tmp_pa
     monkeypatch.setattr(compiled, "_command", lambda *_: [sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"])
     with pytest.raises(compiled.DeviceError, match="signal 11"):
         build_in(tmp_path / "builds", tiny_world)
+
+
+def test_a_trial_that_hangs_is_given_up(tiny_world, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "build", nonsense)
+    monkeypatch.setattr(compiled, "TRIAL_SECONDS", 0.5)
+    monkeypatch.setattr(compiled, "_command", lambda *_: [sys.executable, "-c", "import time; time.sleep(60)"])
+    with pytest.raises(compiled.DeviceError, match=r"no result in 0\.5 seconds"):
+        build_in(tmp_path / "builds", tiny_world)
+
+
+ENDED = """
+import sys
+from worldmodel import compiled
+wait = "import os, time; open('pid.part', 'w').write(str(os.getpid())); os.rename('pid.part', 'pid'); time.sleep(60)"
+compiled.build = lambda module, arguments, path, packed: path.write_bytes(b"half")
+compiled._command = lambda *_: [sys.executable, "-c", wait]
+sys.exit(compiled.main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process is killed outright there")
+def test_a_game_that_ends_during_a_trial_leaves_nothing(tiny_world, tmp_path):
+    folder = tmp_path / "builds"
+    folder.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(Path(compiled.__file__).parents[1])}
+    command = [sys.executable, "-c", ENDED, str(tiny_world), str(folder / "pass.pt2")]
+    builder = subprocess.Popen(command, cwd=folder, env=environment)
+    pid = folder / "pid"
+    while not pid.exists():
+        assert builder.poll() is None
+        time.sleep(0.05)
+    assert any(p.name.endswith(".tmp.pt2") for p in folder.iterdir())
+    builder.terminate()
+    assert builder.wait(30) == 143 and [p.name for p in folder.iterdir()] == ["pid"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -180,6 +181,32 @@ def test_a_compiled_engine_that_was_built_without_merging_commits_apart(tmp_path
     session.step(WALK)
     session.finish()
     assert session._pending is None and session.cache.full
+
+
+def test_who_asks_for_the_compiled_engine_has_it_before_the_past_is_full(tmp_path):
+    """The passes until then are eager ones: a build is of a full cache, and a memory fills long after the start."""
+    session, plain = (chunky(tmp_path / name, 1, memory=2, memory_every=4) for name in ("asked", "plain"))
+    one, calls = _PassModule(session.model, session.cache.tokens), list[int]()
+    built = Passes(lambda *args: (calls.append(len(args)), one(*args))[1])
+    session._compiler = SimpleNamespace(
+        state="ready", ready=built, start=lambda merge: None, wait=lambda: None, poll=lambda: "ready"
+    )
+    assert not session.cache.full and not session.adopt_compiled()
+    session.use_compiled()
+    assert session.engine == "compiled" and not calls
+    for _ in range(12):
+        (a,), (b,) = session.step(WALK), plain.step(WALK)
+        assert np.abs(a.rgb.astype(int) - b.rgb.astype(int)).max() <= 1
+    assert session.cache.full and calls
+
+
+def test_draws_of_a_game_that_never_finishes_do_not_pile_up(tiny_world):
+    session = worldmodel.load(str(tiny_world), device="cpu", threads=1)
+    session.step(WALK)
+    a_step = len(session._drawn)
+    for _ in range(5):
+        session.step(WALK)
+    assert len(session._drawn) <= a_step + 1  # and what the chunk before is committed with
 
 
 def test_throughput_mode_is_part_of_a_replay(tiny_world, tmp_path, capsys):

@@ -177,3 +177,4 @@ def test_a_keymap_replaces_the_keys_it_names_and_keeps_the_rest(tmp_path):
 def test_every_shell_key_is_a_known_key_with_a_label():
     for code in SHELL_KEYS:
         assert label(code)
+    assert {"NumpadEnter", "Pause"} <= set(SHELL_KEYS)  # they act in the window, so a keymap cannot have them

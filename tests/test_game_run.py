@@ -135,6 +135,14 @@ def test_wrong_scripts_are_refused_before_the_world_loads(tmp_path, text, words)
     assert words in str(caught.value)
 
 
+def test_a_replay_in_which_nothing_was_done_is_no_script(tmp_path):
+    assert run(agent="idle", frames=3, replay_out=tmp_path) == 0
+    path = next(tmp_path.iterdir())
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(ConfigError, match="in which nothing was done"):
+        open_agent(str(path), SPEC)
+
+
 def test_unknown_agent_names_the_choices():
     with pytest.raises(ConfigError, match="idle, random or a file"):
         open_agent("clever", SPEC)

@@ -222,6 +222,10 @@ def test_rollouts_of_another_number_of_processes_begin_anew(home: Path) -> None:
     wide = _dmd(home, "stage.carry_on=true", "stage.rollout_frames=22", "stage.batch=8")
     wide.load_extra_state(state)
     assert len(list(wide.updates(1))) == 1
+    one_of_two = _dmd(home, "stage.carry_on=true", "stage.rollout_frames=22")
+    one_of_two.context = replace(one_of_two.context, ranks=replace(one_of_two.context.ranks, world=2))
+    one_of_two.load_extra_state(state)  # the batch is the same, but every process would go on with the same rollouts
+    assert one_of_two._ongoing["model"].state() == {}
 
 
 def test_long_rollouts_are_scored_on_their_end(home: Path) -> None:

@@ -107,6 +107,13 @@ def test_wrong_values_are_explained(words: list[str], expected: str) -> None:
         ("dmd", ["stage.carry_on=true", "stage.rollout_frames=248", "stage.rest=1"], "rollouts that carry on are elsewhere"),
         ("dmd", ["stage.carry_on=true", "stage.rollout_frames=248", "stage.score=0", "stage.anchor=1"], "makes none: leave it out"),
         ("dmd", ["stage.carry_on=true", "stage.rollout_frames=248", "model.sampler.sink=1"], "forgets how a rollout began"),
+        (
+            "dmd",
+            ["stage.carry_on=true", "stage.context_frames=16", "stage.rollout_frames=40", "model.sampler.window=12"],
+            "12 frames again that a pass can see .*context_frames=16 is more: lower it",
+        ),
+        ("ar_diffusion", ["model.sampler.past_noise=0.7"], "past_noise=0.7 would be a level that training never shows"),
+        ("causal_cd", ["model.sampler.past_noise=0.3", "stage.context_noise_prob=0"], "a level that training never shows"),
         ("causvid", ["stage.carry_on=true", "stage.rollout_frames=248"], "carry_on is a setting of rollouts"),
         ("ar_diffusion", ["stage.context_noise_past=true", "stage.own_rounds=1"], "leave one of them out"),
         ("ar_diffusion", ["stage.context_noise_past=true", "model.sampler.past_noise=0.6"], "a level that training never shows"),

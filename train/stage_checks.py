@@ -111,6 +111,12 @@ def _validate_sampler(stage: ArDiffusionStage, sampler: SamplerOptions) -> None:
 
 
 def _validate_noised_past(stage: ArDiffusionStage, sampler: SamplerOptions) -> None:
+    shown = stage.context_noise_max if stage.context_noise_prob else 0.0
+    if shown < sampler.past_noise and stage.forcing is Forcing.teacher and not (stage.own_rounds or _rolls_out_alone(stage)):
+        raise ConfigError(
+            f"model.sampler.past_noise={sampler.past_noise:g} would be a level that training never shows: set "
+            "stage.context_noise_prob above 0 and stage.context_noise_max as high at least, or model.sampler.past_noise=0"
+        )
     if not stage.context_noise_past:
         return
     if stage.forcing is Forcing.diffusion or not stage.context_noise_prob:
@@ -120,11 +126,6 @@ def _validate_noised_past(stage: ArDiffusionStage, sampler: SamplerOptions) -> N
         )
     if stage.own_rounds:
         raise ConfigError("stage.context_noise_past noises real pasts, and stage.own_rounds makes others: leave one of them out")
-    if stage.context_noise_max < sampler.past_noise:
-        raise ConfigError(
-            f"model.sampler.past_noise={sampler.past_noise:g} would be a level that training never shows: set "
-            "stage.context_noise_max as high at least"
-        )
     if _rolls_out_alone(stage):
         raise ConfigError(
             "stage.context_noise_past does nothing on rollouts, whose past is the student's own: leave it out, or give the past of "
@@ -205,6 +206,12 @@ def _validate_carry_on(stage: DmdStage, sampler: SamplerOptions) -> None:
         raise ConfigError(
             f"stage.carry_on goes on by stage.clip_frames - stage.context_frames = {stretch} frames: set stage.rollout_frames to "
             f"{stage.context_frames} + 2 or more times {stretch}, and stage.context_frames above 0"
+        )
+    reach = sampler.window + sampler.memory * sampler.memory_every
+    if stage.context_frames > reach:
+        raise ConfigError(
+            f"stage.carry_on commits the {reach} frames again that a pass can see (model.sampler.window + memory x memory_every), "
+            f"and stage.context_frames={stage.context_frames} is more: lower it"
         )
     if stage.rest:
         raise ConfigError(

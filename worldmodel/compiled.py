@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -27,6 +28,8 @@ from worldmodel.frame_program import Pass, Passes
 from worldmodel.models.attention import AttentionContext, Layout
 from worldmodel.models.dit import DiT
 from worldmodel.models.kv_cache import CacheSnapshot, FrozenCache, FrozenMergedCache
+
+TRIAL_SECONDS = 300  # a busy machine takes ten; what takes longer hangs
 
 
 class _PassModule(nn.Module):
@@ -150,7 +153,11 @@ class Compiler:
         """Stop a build that still runs. Safe to call twice."""
         if self._building is not None:
             self._building.terminate()
-            self._building.wait()
+            try:
+                self._building.wait(5)  # it tidies up
+            except subprocess.TimeoutExpired:
+                self._building.kill()
+                self._building.wait()
             self._building = None
 
     def _end(self) -> None:
@@ -226,15 +233,26 @@ def build_what_runs(
         for packed in (True, False) if device.type == "cpu" else (False,):
             build(module, arguments, fresh, packed)
             command = _command(world_folder, fresh, device, dtype, threads, merged, "--trial")
-            tried = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment())
-            if tried.returncode == 0:
+            reason = _tried(command)
+            if not reason:
                 fresh.replace(path)
                 return
-            died = f"signal {-tried.returncode}" if tried.returncode < 0 else tried.stdout.strip().rpartition("\n")[2]
-            reason = died or "no reason given"
     finally:
         fresh.unlink(missing_ok=True)
     raise DeviceError(f"what torch {torch.__version__} builds does not run on this machine ({reason})")
+
+
+def _tried(command: list[str]) -> str:
+    """Why what `command` tries does not run here; empty if it does."""
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment(), timeout=TRIAL_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"no result in {TRIAL_SECONDS} seconds"
+    if done.returncode < 0:
+        return f"signal {-done.returncode}"
+    return (done.stdout.strip().rpartition("\n")[2] or "no reason given") if done.returncode else ""
 
 
 def main() -> int:
@@ -248,6 +266,7 @@ def main() -> int:
     parser.add_argument("--trial", action="store_true", help="only try the build that is in `out`")
     args = parser.parse_args()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the game has ended: leave no half of a build and no trial behind
     torch.set_num_threads(args.threads)
     try:
         with torch.no_grad():

@@ -98,6 +98,7 @@ class Dream:
     def _dream(self, number: int, levels: Sequence[float], given: Given) -> tuple[Frame, ...]:
         """The pictures of the next chunk, whose noise is derived from `number`."""
         watch, waiting = runtime.Stopwatch(self._device), None
+        self._drawn = []
         if self._merges:
             waiting, self._pending = self._pending, None
         else:
@@ -111,6 +112,7 @@ class Dream:
     def _roll(self, number: int, window: RollingWindow, given: Given) -> tuple[Frame, ...]:
         """As `_dream`, of the oldest chunk of a window whose chunks are dreamed together; the others go on, too."""
         watch, chunk = runtime.Stopwatch(self._device), self.config.sampler.chunk
+        self._drawn = []
         self._settle()
         with watch.part("denoise"):
             clean = window.next(
@@ -229,7 +231,7 @@ class Dream:
         return True
 
     def _adopt_build(self, compiler: Compiler, always: bool) -> bool:
-        if not self.cache.full:
+        if not (always or self.cache.full):  # a build is of a full cache: until then the pass is the eager one, too
             return False
         if not (always or self._compiled_wins(compiler)):
             compiler.state = "slower"

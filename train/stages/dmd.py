@@ -83,7 +83,7 @@ class DistributionMatching(HeldStudent):
         return {f"ongoing {target}": rollouts.state() for target, rollouts in self._ongoing.items() if alone}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        for target, rollouts in self._ongoing.items():
+        for target, rollouts in self._ongoing.items() if self.context.ranks.world == 1 else ():
             saved = state.get(f"ongoing {target}", {})
             if len(saved.get("numbers", ())) == self.options.batch:
                 rollouts.load_state(saved)

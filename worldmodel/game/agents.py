@@ -114,7 +114,10 @@ def read_actions(path: Path, spec: ActionSpec) -> list[Action]:
     if is_replay(path):
         ops = read_replay(path).ops
         end = next((i for i, op in enumerate(ops) if i and op.kind == "reset"), len(ops))
-        return [spec.clean(op.action) for op in ops[:end] if op.action is not None]
+        actions = [spec.clean(op.action) for op in ops[:end] if op.action is not None]
+        if not actions:
+            raise ConfigError(f"{path} is a replay in which nothing was done: give another one")
+        return actions
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:

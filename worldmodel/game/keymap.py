@@ -53,6 +53,8 @@ SHELL_KEYS: dict[str, str] = {
     "F9": "quick load",
     "F11": "full screen",
     "Enter": "start again",
+    "NumpadEnter": "start again",
+    "Pause": "pause menu",
     "Tab": "hand over to the agent",
     "Backspace": "rewind",
 }

@@ -100,7 +100,7 @@ class EpisodeRecording:
         self._take: _Take | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._next = 1 + max((int(p.stem.rpartition("-")[2]) for p in scan(folder)), default=-1)
+            self._next = 1 + max((int(n) for p in scan(folder) if (n := p.stem.rpartition("-")[2]).isdecimal()), default=-1)
         except OSError as error:
             raise DataError(f"cannot write episodes to {folder}: {error.strerror or error}; choose another folder") from error
         self._background = Background("episodes", 2)

@@ -242,7 +242,11 @@ def _check_place(path: Path) -> None:
 @lru_cache(maxsize=1)
 def _versions() -> dict[str, str]:
     """Of what the pictures may depend on; read from package metadata, nothing is imported."""
-    found = {"worldmodel": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    found = {
+        "worldmodel": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
     for package in ("numpy", "torch", "pygame-ce"):
         try:
             found[package] = importlib.metadata.version(package)
