@@ -25,7 +25,7 @@ from worldmodel.models.dit import DiT
 
 
 def test_the_published_model_by_hand() -> None:
-    """1.4 billion parameters in 825 tensors; every number below is worked out on paper from method.md 3.1."""
+    """1.4 billion parameters in 825 tensors; every number below is worked out on paper from the published sizes."""
     config = composed("model=wan_1_3b", "stage=teacher", "stage.batch=1", "stage.clip_frames=21", "stage.optimizer=adamw")
     found = estimate(config, (480, 832), 1)
     assert found.parameters == {"model": 1_418_996_800}

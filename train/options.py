@@ -28,7 +28,7 @@ class Schedule(Enum):
 
 
 class Weighting(Enum):
-    """Loss weight by noise level; bell is the one of method.md section 0."""
+    """Loss weight by noise level; bell: most between the ends (`worldmodel.diffusion.bell_weights`)."""
 
     none = "none"
     bell = "bell"

@@ -3,7 +3,7 @@
 A chunk starts from noise and runs down a list of levels; its last clean prediction (the exit step) is the chunk's frames and alone
 carries a gradient. Then a pass without gradients commits the finished chunk, as in the game.
 
-What a later chunk sees of an earlier one are the keys and values of that commit pass. Their gradient is a choice (method.md Q10):
+What a later chunk sees of an earlier one are the keys and values of that commit pass. Their gradient is a choice:
 ``detached`` (ours: the gradient of a chunk stays in its own exit step) or ``carried`` (what the published code does by way of
 recomputed activations: values of the commit pass, gradient of the earlier chunk's exit step).
 

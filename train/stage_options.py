@@ -67,14 +67,14 @@ class FlowStage(TrainingOptions):
 
 @dataclass
 class TeacherStage(FlowStage):
-    """Bidirectional, one noise level per clip (method.md 1.1)."""
+    """Bidirectional, one noise level per clip."""
 
     kind: str = "teacher"
 
 
 @dataclass
 class ArDiffusionStage(FlowStage):
-    """Teacher forcing (method.md 1.2). Context frames are noised in a share of the clips, and the network is told the level.
+    """Teacher forcing. Context frames are noised in a share of the clips, and the network is told the level.
 
     context_noise_past: noised clips are like the past of a game with model.sampler.past_noise: real and clean up to a frame drawn
     evenly, from there on as if dreamed, all at one level, and none spared. (Behind noise little of what is seen is known but
@@ -97,10 +97,10 @@ class ArDiffusionStage(FlowStage):
 
 @dataclass
 class CausalCdStage(ArDiffusionStage):
-    """Causal consistency distillation (method.md 1.4). levels: N of the grid G(N, shift) that adjacent noise levels are taken from.
+    """Causal consistency distillation (arXiv 2605.15141).
 
-    guidance: scale of the teacher's classifier-free guidance against hidden actions (1 = none). target_decay: of the moving
-    average that gives the target, updated after every step.
+    levels: N of the grid G(N, shift) that adjacent noise levels are taken from. guidance: scale of the teacher's classifier-free
+    guidance against hidden actions (1 = none). target_decay: of the moving average that gives the target, updated after every step.
     """
 
     kind: str = "causal_cd"
@@ -114,7 +114,7 @@ class CausalCdStage(ArDiffusionStage):
 
 @dataclass
 class TcmStage(CausalCdStage):
-    """Truncated consistency (arXiv 2410.14895; method.md 5.3): only levels from `boundary` up are trained, below it the network
+    """Truncated consistency (arXiv 2410.14895): only levels from `boundary` up are trained, below it the network
     that the run starts from (a finished causal_cd student) is kept as it is.
 
     boundary_prob: share of clips at the boundary itself, where the target is the frozen network; boundary_weight: of their loss.
@@ -128,7 +128,7 @@ class TcmStage(CausalCdStage):
 
 @dataclass
 class CausalOdeStage(ArDiffusionStage):
-    """Regression on stored teacher trajectories (method.md 1.3). pairs: how many clips; levels: Euler steps N of a trajectory.
+    """Regression on stored teacher trajectories (arXiv 2602.02214). pairs: how many clips; levels: Euler steps N of a trajectory.
 
     list_steps: states are kept at the levels of a student of so many steps. guidance: of the teacher, against hidden actions.
     """
@@ -145,7 +145,7 @@ class CausalOdeStage(ArDiffusionStage):
 
 @dataclass
 class ApexStage(ArDiffusionStage):
-    """Condition-shifting self-adversarial training (arXiv 2604.12322; method.md 5.2); c_fake = scale * action + offset.
+    """Condition-shifting self-adversarial training (arXiv 2604.12322); c_fake = scale * action + offset.
 
     mix: lambda, the share of the fake flow's prediction in the target. fake_weight, mix_weight: of the two losses.
     detach_fake: keep the gradient of the fake-flow loss out of the sample it is taken on.
@@ -165,7 +165,7 @@ class ApexStage(ArDiffusionStage):
 
 @dataclass
 class DmdStage(ArDiffusionStage):
-    """Distribution matching (method.md 1.5): ``init=`` is the student, ``teacher=`` a bidirectional run, which also starts the
+    """Distribution matching (arXiv 2605.15141): ``init=`` is the student, ``teacher=`` a bidirectional run, which also starts the
     critic.
 
     student_steps: step counts the student is trained for, one drawn per update. first_steps: step count of a rollout's first chunk
@@ -211,7 +211,7 @@ class DmdStage(ArDiffusionStage):
 
 @dataclass
 class SelfForcingStage(DmdStage):
-    """Self Forcing (arXiv 2506.08009; method.md 5.5): pretrain_steps of regression on trajectories of the bidirectional teacher
+    """Self Forcing (arXiv 2506.08009): pretrain_steps of regression on trajectories of the bidirectional teacher
     with a noisy context, then distribution matching on own rollouts. pairs, levels, list_steps, trajectory_guidance:
     see CausalOdeStage.
     """
@@ -227,7 +227,7 @@ class SelfForcingStage(DmdStage):
 
 @dataclass
 class CausvidStage(SelfForcingStage):
-    """CausVid (arXiv 2412.07772; method.md 5.4): the same start, then distribution matching on noised data instead of rollouts."""
+    """CausVid (arXiv 2412.07772): the same start, then distribution matching on noised data instead of rollouts."""
 
     kind: str = "causvid"
     source: Source = Source.noised
@@ -236,7 +236,7 @@ class CausvidStage(SelfForcingStage):
 
 @dataclass
 class AnyflowStage(DmdStage):
-    """AnyFlow (arXiv 2605.13724; method.md 5.1): pretrain_steps of flow-map training on data, then on-policy distribution matching
+    """AnyFlow (arXiv 2605.13724): pretrain_steps of flow-map training on data, then on-policy distribution matching
     with flow-map jumps; student_steps are the step counts drawn there.
 
     map_guidance: w folded into the map (1 = none). fm_share, clean_share: of the clips, how many train r = t and r = 0.

@@ -1,4 +1,4 @@
-"""Trajectories of a teacher's ODE, made once and stored: what causal ODE, Self Forcing and CausVid regress on (method.md 1.3, 5.5).
+"""Trajectories of a teacher's ODE, made once and stored: what causal ODE, Self Forcing and CausVid regress on.
 
 Shapes: P stored clips, K kept states, B clips of one batch, T frames, C H W latent.
 """

@@ -31,7 +31,7 @@ class Recorded:
         self.draws: Iterator[Tensor] = iter([x[name] for name in names])
         self.camera = "viewmats" in x
         self.grid = flow_grid(shift=case.settings["timestep_shift"])
-        # Causal-Forcing's score networks keep the default grid (method.md Q3), minWM's share the generator's
+        # Causal-Forcing's score networks keep the default grid (a quirk of its code), minWM's share the generator's
         self.score_grid = self.grid if self.camera else flow_grid(shift=8.0)
 
     def cameras(self, block: slice) -> tuple[Tensor, Tensor] | None:

@@ -1,4 +1,4 @@
-"""AnyFlow (arXiv 2605.13724; method.md 5.1): a two-time flow map u(x, t, r), the average velocity from level t down to r.
+"""AnyFlow (arXiv 2605.13724): a two-time flow map u(x, t, r), the average velocity from level t down to r.
 
 First `pretrain_steps` on data: u must satisfy u = v - (t - r) du/dt, the derivative along the path by a central difference. Then
 on-policy: rollouts with the map's own jumps (to a drawn level, one step on, to clean, all with gradients), judged by distribution

@@ -1,4 +1,4 @@
-"""APEX (arXiv 2604.12322; method.md 5.2), the paper's form under teacher forcing. The causal port is ours.
+"""APEX (arXiv 2604.12322), the paper's form under teacher forcing. The causal port is ours.
 
 The network itself plays the critic: under a shifted condition (here: of the action and the prompt) it learns the flow of its own
 samples, and its prediction under the true condition is pulled to a mixture of the data and of the fake flow's prediction. No

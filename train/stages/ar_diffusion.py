@@ -1,4 +1,4 @@
-"""Stage 1: autoregressive diffusion by teacher forcing (method.md 1.2), or by diffusion forcing.
+"""Stage 1: autoregressive diffusion by teacher forcing, or by diffusion forcing.
 
 The sequence is [clean | noisy]; each chunk of noisy frames has its own noise level and sees itself and the clean frames before it.
 At play time the context is the network's own, imperfect work. Two things prepare it. In a share of the clips the clean half is

@@ -1,4 +1,4 @@
-"""Stage 2b: causal consistency distillation (arXiv 2605.15141; method.md 1.4): a student that jumps from noise to clean.
+"""Stage 2b: causal consistency distillation (arXiv 2605.15141): a student that jumps from noise to clean.
 
 Three networks start from the same autoregressive weights: the student, the frozen teacher, and the target, a moving average of the
 student. For adjacent levels t > t' of a grid, one Euler step of the teacher carries a noised clip from t to t'; the student's clean

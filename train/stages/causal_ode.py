@@ -1,4 +1,4 @@
-"""Stage 2a: causal ODE distillation (arXiv 2602.02214; method.md 1.3): regression on stored trajectories of the teacher.
+"""Stage 2a: causal ODE distillation (arXiv 2602.02214): regression on stored trajectories of the teacher.
 
 The trajectories start from noise and end at the teacher's own sample, with the real past as context; the student, from a stored
 state at one level of its list and with the same past, predicts the end.

@@ -1,4 +1,4 @@
-"""Stage 3: distribution matching (DMD) on the student's own rollouts (arXiv 2605.15141; method.md 1.5).
+"""Stage 3: distribution matching (DMD) on the student's own rollouts (arXiv 2605.15141).
 
 Three networks: the causal student, a frozen bidirectional teacher that scores real clips, and a critic, bidirectional and trained,
 that scores what the student makes. Every step trains the critic by flow matching on fresh rollouts; every `critic_updates`-th step

@@ -1,8 +1,8 @@
 """Self Forcing (arXiv 2506.08009) and CausVid (arXiv 2412.07772): rivals that start from a bidirectional teacher's trajectories.
 
 First `pretrain_steps` of regression: the student, every chunk at a level of its own and its past as noisy as that level, predicts
-where the bidirectional teacher's trajectory ends. That map is not a function of what a causal student sees, so it learns a mean
-(method.md 1.3). Then distribution matching: on own rollouts (Self Forcing), or on predictions from noised data (CausVid).
+where the bidirectional teacher's trajectory ends. That map is not a function of what a causal student sees, so it learns a mean.
+Then distribution matching: on own rollouts (Self Forcing), or on predictions from noised data (CausVid).
 """
 
 from __future__ import annotations

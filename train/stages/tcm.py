@@ -1,4 +1,4 @@
-"""Truncated consistency (arXiv 2410.14895; method.md 5.3), ported to causal flow matching. The port is ours, not the paper's.
+"""Truncated consistency (arXiv 2410.14895), ported to causal flow matching. The port is ours, not the paper's.
 
 The paper trains in two stages: a plain consistency network, then one that spends all its capacity on the levels from a boundary up,
 while below it the frozen result of the first stage gives the targets. Here the first stage is a causal_cd student (``init=``), the
