@@ -224,7 +224,7 @@ def build_what_runs(
 ) -> None:
     """Build the pass of a world and keep it in `path`, whole or not at all, once a process of its own has tried it.
 
-    Packed weights first; where those do not run (torch 2.11 dies of loading them on a Xeon with AMX), plain ones.
+    Packed weights first, which are faster; where those do not run, plain ones.
     Raises DeviceError if neither runs.
     """
     module, arguments = _example(load_world(world_folder), device, dtype, merged)

@@ -46,17 +46,17 @@ SHELL_KEYS: dict[str, str] = {
     "F1": "help",
     "F2": "numbers on screen",
     "F3": "show pressed keys",
-    "F5": "quick save",
+    "F5": "reserved",
     "F6": "record a video",
     "F7": "screenshot",
     "F8": "next place",
-    "F9": "quick load",
+    "F9": "reserved",
     "F11": "full screen",
     "Enter": "start again",
     "NumpadEnter": "start again",
     "Pause": "pause menu",
     "Tab": "hand over to the agent",
-    "Backspace": "rewind",
+    "Backspace": "reserved",
 }
 KEY_RATE = 0.5  # of an axis' limit, per step, while its key is held
 
