@@ -129,10 +129,8 @@ def _replayed(flags: argparse.Namespace) -> dict[str, Any]:
     """The header of ``--replay FILE``: its conditions are the defaults of this run."""
     if flags.replay is None:
         return {}
-    wishes = {name: getattr(flags, name) for name in ("agent", "frames", "seed", "spawn", "prompt", "image")}
-    for name, value in wishes.items():
-        if value is not None:
-            raise ConfigError(f"--{name} and --replay exclude each other: a replay brings its own")
+    own = ("agent", "frames", "seed", "spawn", "prompt", "image")
+    _refuse(flags, own, "and --replay exclude each other: a replay brings its own")
     from worldmodel.game.replay import read_replay
 
     return read_replay(flags.replay).header
@@ -168,7 +166,8 @@ def _check_flags(flags: argparse.Namespace) -> None:
 def _refuse(flags: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
     """Raise ConfigError for the first of the flags that is given."""
     for name in names:
-        if getattr(flags, name) not in (None, False):
+        value = getattr(flags, name)
+        if value is not None and value is not False:  # 0 is given, too
             raise ConfigError(f"--{name.replace('_', '-')} {why}")
 
 

@@ -124,6 +124,7 @@ def test_run_replay_and_refusal_through_a_real_session(world, tmp_path, capsys):
         (["--replay", "none.jsonl"], "cannot read the replay"),
         (["--replay", "none.jsonl", "--agent", "idle"], "--agent and --replay exclude"),
         (["--replay", "none.jsonl", "--seed", "1"], "--seed and --replay exclude"),
+        (["--replay", "none.jsonl", "--seed", "0"], "--seed and --replay exclude"),
         (["--bench", "--dry-run"], "--dry-run means nothing to --bench"),
         (["--bench", "--record-episodes", "x"], "--record-episodes means nothing to --bench"),
         (["--real", "rooms", "--steps", "3"], "--steps is of a dream: leave it out, or --real"),

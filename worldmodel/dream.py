@@ -231,11 +231,12 @@ class Dream:
         return True
 
     def _adopt_build(self, compiler: Compiler, always: bool) -> bool:
-        if not (always or self.cache.full):  # a build is of a full cache: until then the pass is the eager one, too
-            return False
-        if not (always or self._compiled_wins(compiler)):
-            compiler.state = "slower"
-            return False
+        if not always:
+            if not self.cache.full:  # a build is of a full cache: until then its passes are eager ones
+                return False
+            if not self._compiled_wins(compiler):
+                compiler.state = "slower"
+                return False
         self._program.compiled, self.engine = compiler.ready, "compiled"
         return True
 

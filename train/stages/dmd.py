@@ -78,12 +78,16 @@ class DistributionMatching(HeldStudent):
             math.lcm(sampler.chunk, sampler.memory_every) if sampler.memory else sampler.chunk,
         )
 
+    @property
+    def _resumed(self) -> dict[str, OngoingRollouts]:
+        """Rollouts that a checkpoint keeps: those of one process; of several they begin anew."""
+        return self._ongoing if self.context.ranks.world == 1 else {}
+
     def extra_state(self) -> dict[str, Any]:
-        alone = self.context.ranks.world == 1  # those of several processes begin anew
-        return {f"ongoing {target}": rollouts.state() for target, rollouts in self._ongoing.items() if alone}
+        return {f"ongoing {target}": rollouts.state() for target, rollouts in self._resumed.items()}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        for target, rollouts in self._ongoing.items() if self.context.ranks.world == 1 else ():
+        for target, rollouts in self._resumed.items():
             saved = state.get(f"ongoing {target}", {})
             if len(saved.get("numbers", ())) == self.options.batch:
                 rollouts.load_state(saved)
