@@ -16,7 +16,7 @@ from train.checks import validate
 from train.distributed import Ranks
 from train.dreamer import Dreamer
 from train.latents import RecordedLatents
-from train.place import pose_channels, without_place
+from train.place import drifted_off, pose_channels, without_place
 from train.stages import Context, build
 from train.weights import load_network
 from worldmodel.checkpoint import load_world
@@ -137,6 +137,44 @@ def test_contexts_know_the_place_from_some_frame_on_whatever_hides_their_picture
     assert torch.equal(told[:, :, 4:], batch.latent[:, :, 4:])
 
 
+def test_who_goes_a_share_of_the_way_is_right_again_at_restarts() -> None:
+    steps = torch.tensor([[[9.0, 0.0], [1.0, 0.0], [1.0, 2.0], [1.0, 0.0], [0.0, 4.0], [1.0, 1.0]]])
+    restarts = torch.tensor([[False, False, False, True, False, False]])
+    share = torch.tensor([[0.0, 7.0, 7.0, 1.5, 7.0, 7.0]])
+    off = [[0, 0], [-1, 0], [-2, -2], [0, 0], [0, 2], [0.5, 2.5]]
+    assert drifted_off(steps, restarts, share).tolist() == [off]
+
+
+def test_what_is_learned_goes_on_from_a_past_that_is_wrong(home: Path) -> None:
+    """Places of the past miss steps or take too long ones; what is to be predicted moves from there as recorded."""
+    stage = _stage(home, "stage=ar_diffusion", *PLACE, "stage.place_drift=3", "stage.context_noise_prob=0", "stage.batch=16")
+    draws = stage.context.draws(0, 0)
+    real = stage.clips.draw(draws)
+    batch = stage.drifted(real, draws)
+    past, said = stage.clean_context(batch, draws)["clean"][:, :, 4:], batch.latent[:, :, 4:]
+    assert torch.equal(batch.latent[:, :, :4], real.latent[:, :, :4])
+    true, aim, seen = (place_turns(x, 60.0) for x in (real.latent[:, :, 4:], said, past))
+    known = past.flatten(2).any(dim=2)
+    apart = lambda a, b: (a - b + 0.5) % 1 - 0.5  # noqa: E731
+    steps, wanted = apart(true[:, 1:], true[:, :-1]), apart(aim[:, 1:], seen[:, :-1])
+    follows, begins = known[:, :-1], ~known[:, :-1]
+    assert follows.any() and begins.any()
+    torch.testing.assert_close(wanted[follows], steps[follows], atol=2e-4, rtol=0)
+    torch.testing.assert_close(apart(aim[:, 1:], true[:, 1:])[begins], torch.zeros(int(begins.sum()), 3), atol=2e-4, rtol=0)
+    off = apart(seen, true)[known]
+    assert off[:, :2].abs().max() > 0.01 and off[:, 2].abs().max() < 2e-4
+    assert sum(float(update.loss.detach()) for update in stage.updates(0)) > 0
+
+
+def test_a_place_counts_as_much_as_is_said(home: Path) -> None:
+    def loss(weight: float) -> float:
+        stage = _stage(home, "stage=ar_diffusion", *PLACE, f"stage.place_weight={weight}", f"init={home}/ar")
+        return float(next(iter(stage.updates(0))).loss.detach())
+
+    none, one, three = loss(0.0), loss(1.0), loss(3.0)
+    assert three - one == pytest.approx(2 * (one - none), rel=1e-3) and one > none > 0
+
+
 def test_a_network_without_places_starts_one_with_them(home: Path) -> None:
     """Its pictures at first are those of the network it comes from."""
     plain, more = (_stage(home, "stage=ar_diffusion", f"init={home}/plain", *p).model for p in ((), PLACE))
@@ -202,7 +240,7 @@ def test_own_pasts_begin_as_in_a_game(home: Path) -> None:
     for step in range(8):
         draws = stage.context.draws(step, 0)
         batch = stage.clips.draw(draws)
-        seen[draws.shared("own_rounds", 2)] = stage._own_context(batch, draws), stage._partly_placed(batch.latent, draws)
+        seen[draws.shared("own_rounds", 2)] = stage._own_context(batch, draws), stage._partly_placed(batch, draws)
     assert torch.equal(*seen[0])
     made, real = seen[1]
     assert torch.equal(made[:, :4], real[:, :4]) and bool(made[:, 4:, 4:].flatten(2).any(dim=2).all())

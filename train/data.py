@@ -125,7 +125,8 @@ class Store:
 class ClipBatch:
     """latent (B,T,C,H,W) float32 at unit scale; action (B,T,A), action[:,t] led to frame t; mask bool (B,T), False = padding.
 
-    place: how many channels of the latents, the last, say where the player is. Of videos beside it: text (B,L,D), what the text
+    place: how many channels of the latents, the last, say where the player is; off: (B,T,2) turns by which x and y are off in the
+    past, if they are. Of videos beside it: text (B,L,D), what the text
     encoder made of the prompts, negative (L,D) that of the negative prompt, both padded with zeros; cameras: view matrices
     (B,T,4,4) and intrinsics (B,T,3,3).
     """
@@ -137,6 +138,7 @@ class ClipBatch:
     negative: Tensor | None = None
     cameras: tuple[Tensor, Tensor] | None = None
     place: int = 0
+    off: Tensor | None = None
 
     def seen(self, frames: int) -> Tensor:
         """The first `frames` latents (B,frames,C,H,W) as a game has them of real pictures: nobody says where the player is."""

@@ -54,7 +54,10 @@ class CodecStage(TrainingOptions):
 
 @dataclass
 class FlowStage(TrainingOptions):
-    """Flow matching on clips of latents. clip_frames T; shift of the training noise levels; action_dropout: probability."""
+    """Flow matching on clips of latents. clip_frames T; shift of the training noise levels; action_dropout: probability.
+
+    place_weight: how much more than a channel of the picture one of the place counts (with data.place_span).
+    """
 
     clip_frames: int = 24
     noise_levels: NoiseLevels = NoiseLevels.shift
@@ -63,6 +66,7 @@ class FlowStage(TrainingOptions):
     logit_std: float = 1.0
     weighting: Weighting = Weighting.none
     action_dropout: float = 0.1
+    place_weight: float = 1.0
 
 
 @dataclass
@@ -82,6 +86,10 @@ class ArDiffusionStage(FlowStage):
     it.)
     place_unknown_prob: share of the clips in whose context, up to that frame, nobody says where the player is, as in a game behind
     real pictures (with data.place_span).
+    place_drift: how many frames long, on average, places of the past go wrong, before they are right again (0: never): so long x
+    and y move by another share of what they should, and what is to be predicted goes on from there as it should. (Where the past
+    is always right, what moved before says what moves next, and nobody learns it from the actions: in its own dreams, whose past
+    such a network makes, it stands.)
     own_rounds: the context is made by the network itself 0 to own_rounds times over, evenly drawn per micro-batch (0 = never).
     forcing: diffusion = no clean half; a frame sees earlier noisy frames, each chunk with its own level.
     """
@@ -92,6 +100,7 @@ class ArDiffusionStage(FlowStage):
     context_noise_max: float = 0.4
     context_noise_past: bool = False
     place_unknown_prob: float = 0.5
+    place_drift: float = 0.0
     own_rounds: int = 0
 
 

@@ -10,6 +10,7 @@ trained already (``init=``): from scratch the pasts that it paints teach it noth
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from train.distributed import Ranks
 from train.export import export_run
 from train.latents import RecordedLatents
 from train.options import Forcing
-from train.place import without_place
+from train.place import drifted_off, moved_place, place_steps, without_place
 from train.rollout import compare_rollouts, context_of
 from train.sheets import SHEET_CLIPS, rollout_sheet, video_sheet
 from train.stage_options import ArDiffusionStage
@@ -68,18 +69,37 @@ class ArDiffusion(FlowMatching):
         begin = draws.uniform("dreamed_from", 1) * (frames // chunk + 1) - 1  # when rounded up, any chunk, or none of them
         return torch.arange(frames, device=begin.device) // chunk >= begin
 
-    def _partly_placed(self, context: Tensor, draws: Draws) -> Tensor:
-        """Real latents (B,T,C,H,W) of which in some clips only those that stand for dreamed ones say where the player is."""
-        if not self.data.place:
-            return context
+    def _unplaced(self, draws: Draws, frames: int) -> Tensor:
+        """In which frames of a past nobody says where the player is, bool (B,frames): in some clips those that are not dreamed."""
         chosen = draws.uniform("place_unknown", 1) < self.options.place_unknown_prob
-        return without_place(context, self.data.place, chosen & ~self._dreamed_from(draws, context.shape[1]))
+        return chosen & ~self._dreamed_from(draws, frames)
+
+    def drifted(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
+        """`batch` whose places go on from those of the past, which are off by what the batch says (stage.place_drift)."""
+        length, view, frames = self.options.place_drift, self.context.config.data.place_view, batch.latent.shape[1]
+        if not (self.data.place and length):
+            return batch
+        steps = place_steps(batch.latent, self.data.place, view)
+        restarts = draws.uniform("place_restart", frames) * length < 1
+        off = drifted_off(steps, restarts, draws.uniform("place_share", frames) * 2 - 0.5)  # from a little back to half too far
+        carried = (off * ~self._unplaced(draws, frames)[..., None]).roll(1, dims=1)
+        carried[:, 0] = 0
+        return replace(batch, latent=moved_place(batch.latent, self.data.place, view, carried), off=off - carried)
+
+    def _partly_placed(self, batch: ClipBatch, draws: Draws) -> Tensor:
+        """Latents (B,T,C,H,W) of which in some clips only those that stand for dreamed ones say where the player is."""
+        if not self.data.place:
+            return batch.latent
+        latent = batch.latent
+        if batch.off is not None:
+            latent = moved_place(latent, self.data.place, self.context.config.data.place_view, batch.off)
+        return without_place(latent, self.data.place, self._unplaced(draws, latent.shape[1]))
 
     @torch.no_grad()
     def _own_context(self, batch: ClipBatch, draws: Draws) -> Tensor:
         """Context latents (B,T,C,H,W): real, or made by the network from the context of the round before."""
         options, sampler = self.options, self.sampler()
-        real = context = self._partly_placed(batch.latent, draws)
+        real = context = self._partly_placed(batch, draws)
         shape, kept = context.shape, min(REAL_FRAMES, context.shape[1])
         for own_round in range(draws.shared("own_rounds", options.own_rounds + 1)):
 
@@ -105,7 +125,16 @@ class ArDiffusion(FlowMatching):
         context = clips.latent.shape[1] - made.shape[1]
         shown, mask = clips.latent[:, :, : self.pictured], clips.mask[:, context:]
         real, last = shown[:, context:], shown[:, context - 1 : context]
-        return compare_rollouts(made[:, :, : self.pictured], real, last, mask) or None
+        numbers = compare_rollouts(made[:, :, : self.pictured], real, last, mask)
+        if numbers and self.data.place:
+            numbers["rollout_steps_off"] = self._steps_off(made, clips.latent[:, context:], mask)
+        return numbers or None
+
+    def _steps_off(self, made: Tensor, real: Tensor, mask: Tensor) -> float:
+        """How far what places move from frame to frame is off, over how far they move: 0 is right, 1 as bad as standing still."""
+        dreamed, true = (place_steps(x, self.data.place, self.context.config.data.place_view)[:, 1:] for x in (made, real))
+        known = mask[:, 1:]
+        return float((dreamed - true)[known].norm(dim=-1).sum() / true[known].norm(dim=-1).sum().clamp(min=1e-9))
 
     def _held_out_dream(self, count: int) -> tuple[ClipBatch, Tensor]:
         """`count` held-out clips, and what the network dreams behind the first third of each."""

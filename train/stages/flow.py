@@ -164,13 +164,22 @@ class FlowMatching(Stage):
                 **self.clean_context(batch, draws),
             )
         weight = bell_weight(sigma) if self.options.weighting is Weighting.bell else None
-        return flow_matching(velocity, velocity_target(batch.latent, noise), batch.mask, weight)
+        target = velocity_target(batch.latent, noise)
+        if self.data.place and self.options.place_weight != 1.0:
+            scale = torch.ones(len(target[0, 0]), device=target.device)
+            scale[self.pictured :] = self.options.place_weight**0.5
+            velocity, target = (v * scale[:, None, None] for v in (velocity, target))
+        return flow_matching(velocity, target, batch.mask, weight)
+
+    def drifted(self, batch: ClipBatch, draws: Draws) -> ClipBatch:
+        """`batch` as it is learned from: see ArDiffusion."""
+        return batch
 
     def updates(self, step: int) -> Iterator[Update]:
         for micro in range(self.options.accumulate):
             draws = self.context.draws(step, micro)
             keep = draws.uniform("action") >= self.options.action_dropout
-            loss = self.loss(self.clips.draw(draws), draws, keep)
+            loss = self.loss(self.drifted(self.clips.draw(draws), draws), draws, keep)
             yield Update("model", loss, self.options.batch * self.options.clip_frames)
 
     def export_weights(self, progress: Progress, sampler: SamplerConfig | None = None) -> Path:

@@ -71,7 +71,7 @@ class HeldStudent(Distillation):
 
     def _anchor_loss(self, batch: ClipBatch, draws: Draws) -> Tensor:
         """Regression of the student's predictions from noised real clips on these clips, at levels of its own list."""
-        real = batch.cut(0, self.options.clip_frames)
+        real = self.drifted(batch.cut(0, self.options.clip_frames), draws)
         noise = draws.normal("anchor_noise", *real.latent.shape[1:])
         sigma = self._list_levels(draws, self.options.clip_frames // self.sampler().chunk).repeat_interleave(
             self.sampler().chunk, dim=1
