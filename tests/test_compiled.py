@@ -58,7 +58,7 @@ def build_in(folder, world):
     compiled.build_what_runs(world, folder / "pass.pt2", CPU, torch.float32, 1)
 
 
-def nonsense(module, arguments, path, packed):
+def nonsense(module, arguments, path, packed, compiler):
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"nonsense")
 
@@ -89,7 +89,7 @@ ENDED = """
 import sys
 from worldmodel import compiled
 wait = "import os, time; open('pid.part', 'w').write(str(os.getpid())); os.rename('pid.part', 'pid'); time.sleep(60)"
-compiled.build = lambda module, arguments, path, packed: path.write_bytes(b"half")
+compiled.build = lambda module, arguments, path, packed, compiler: path.write_bytes(b"half")
 compiled._command = lambda *_: [sys.executable, "-c", wait]
 sys.exit(compiled.main())
 """
@@ -118,12 +118,41 @@ def test_where_packed_weights_do_not_run_plain_ones_are_built(tiny_world, tmp_pa
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
     real = compiled.build
-    monkeypatch.setattr(compiled, "build", lambda *given: (nonsense if given[-1] else real)(*given))
+    monkeypatch.setattr(compiled, "build", lambda *given: (nonsense if given[-2] else real)(*given))
     with torch.no_grad():
         build_in(tmp_path / "builds", tiny_world)
     assert [p.name for p in (tmp_path / "builds").iterdir()] == ["pass.pt2"] and compiled.load_build(
         tmp_path / "builds" / "pass.pt2"
     ) is not None
+
+
+def test_where_nothing_of_the_chosen_compiler_runs_gxx_is_asked(tiny_world, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(compiled, "build", lambda *given: (asked.append(given[-2:]), nonsense(*given)))
+    monkeypatch.setenv("CXX", "/opt/bin/other-g++")
+    with pytest.raises(compiled.DeviceError):
+        build_in(tmp_path / "builds", tiny_world)
+    assert asked == [(True, ""), (False, ""), (True, "g++"), (False, "g++")]
+
+
+@pytest.mark.slow
+def test_a_compiler_that_links_its_runtime_statically_is_gone_round(tiny_world, tmp_path, monkeypatch):
+    """In a process of its own: torch reads ``$CXX`` once."""
+    if (gxx := shutil.which("g++")) is None:
+        pytest.skip("no C++ compiler")
+    wrapper = tmp_path / "bin" / "g++"
+    wrapper.parent.mkdir()
+    static = 'case "$*" in *-shared*) set -- "$@" -static-libstdc++;; esac'
+    wrapper.write_text(f'#!/bin/sh\n{static}\nexec {gxx} "$@"\n')
+    wrapper.chmod(0o755)
+    environment = os.environ | {"CXX": str(wrapper), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    path = tmp_path / "pass.pt2"
+    command = compiled._command(tiny_world, path, CPU, torch.float32, 1, False)
+    done = subprocess.run(
+        command, env=environment | {"PYTHONPATH": str(Path(compiled.__file__).parents[1])}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert compiled.load_build(path) is not None
 
 
 def test_a_hidden_card_is_no_card(monkeypatch):

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -203,13 +205,17 @@ def _example(world: LoadedWorld, device: torch.device, dtype: torch.dtype, merge
     return _PassModule(model, sampler.chunk * cache.tokens), arguments
 
 
-def build(module: nn.Module, arguments: tuple[Tensor, ...], path: Path, packed: bool) -> None:
-    """Compile `module` for `arguments` into `path`. packed: weights as the CPU's matrix instructions read them, which is faster."""
+def build(module: nn.Module, arguments: tuple[Tensor, ...], path: Path, packed: bool, compiler: str = "") -> None:
+    """Compile `module` for `arguments` into `path`. packed: weights as the CPU's matrix instructions read them, which is faster.
+
+    compiler: of C++; by default the one that torch takes, ``$CXX`` or else g++.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(module, arguments, strict=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": packed})
+        configs: dict[str, Any] = {"freezing": packed} | ({"cpp.cxx": (None, compiler)} if compiler else {})
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
 
 
 def trial(path: Path, arguments: tuple[Tensor, ...]) -> None:
@@ -224,14 +230,16 @@ def build_what_runs(
 ) -> None:
     """Build the pass of a world and keep it in `path`, whole or not at all, once a process of its own has tried it.
 
-    Packed weights first, which are faster; where those do not run, plain ones.
-    Raises DeviceError if neither runs.
+    Packed weights first, which are faster; where those do not run, plain ones; where ``$CXX`` names a compiler, and nothing that it
+    makes runs, the same by g++. (One that links its runtime statically makes libraries that crash in a process with another.)
+    Raises DeviceError if none of them runs.
     """
     module, arguments = _example(load_world(world_folder), device, dtype, merged)
     fresh, reason = path.with_name(f"{path.stem}.{os.getpid()}.tmp.pt2"), ""
     try:
-        for packed in (True, False) if device.type == "cpu" else (False,):
-            build(module, arguments, fresh, packed)
+        kinds = (True, False) if device.type == "cpu" else (False,)
+        for compiler, packed in itertools.product(("", "g++") if os.environ.get("CXX", "g++") != "g++" else ("",), kinds):
+            build(module, arguments, fresh, packed, compiler)
             command = _command(world_folder, fresh, device, dtype, threads, merged, "--trial")
             reason = _tried(command)
             if not reason:
