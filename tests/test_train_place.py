@@ -145,9 +145,11 @@ def test_who_goes_a_share_of_the_way_is_right_again_at_restarts() -> None:
     assert drifted_off(steps, restarts, share).tolist() == [off]
 
 
-def test_what_is_learned_goes_on_from_a_past_that_is_wrong(home: Path) -> None:
-    """Places of the past miss steps or take too long ones; what is to be predicted moves from there as recorded."""
-    stage = _stage(home, "stage=ar_diffusion", *PLACE, "stage.place_drift=3", "stage.context_noise_prob=0", "stage.batch=16")
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_what_is_learned_goes_on_from_a_past_that_is_wrong(home: Path, chunk: int) -> None:
+    """Places of the past miss steps or take too long ones; what is to be predicted moves from there as recorded, whole chunks."""
+    words = ("stage.place_drift=3", "stage.context_noise_prob=0", "stage.batch=16", f"model.sampler.chunk={chunk}")
+    stage = _stage(home, "stage=ar_diffusion", *PLACE, *words)
     draws = stage.context.draws(0, 0)
     real = stage.clips.draw(draws)
     batch = stage.drifted(real, draws)
@@ -156,11 +158,12 @@ def test_what_is_learned_goes_on_from_a_past_that_is_wrong(home: Path) -> None:
     true, aim, seen = (place_turns(x, 60.0) for x in (real.latent[:, :, 4:], said, past))
     known = past.flatten(2).any(dim=2)
     apart = lambda a, b: (a - b + 0.5) % 1 - 0.5  # noqa: E731
-    steps, wanted = apart(true[:, 1:], true[:, :-1]), apart(aim[:, 1:], seen[:, :-1])
-    follows, begins = known[:, :-1], ~known[:, :-1]
+    last = [t // chunk * chunk - 1 for t in range(chunk, true.shape[1])]  # before the chunk of each frame behind the first chunk
+    steps, wanted = apart(true[:, chunk:], true[:, last]), apart(aim[:, chunk:], seen[:, last])
+    follows, begins = known[:, last], ~known[:, last]
     assert follows.any() and begins.any()
     torch.testing.assert_close(wanted[follows], steps[follows], atol=2e-4, rtol=0)
-    torch.testing.assert_close(apart(aim[:, 1:], true[:, 1:])[begins], torch.zeros(int(begins.sum()), 3), atol=2e-4, rtol=0)
+    torch.testing.assert_close(apart(aim[:, chunk:], true[:, chunk:])[begins], torch.zeros(int(begins.sum()), 3), atol=2e-4, rtol=0)
     off = apart(seen, true)[known]
     assert off[:, :2].abs().max() > 0.01 and off[:, 2].abs().max() < 2e-4
     assert sum(float(update.loss.detach()) for update in stage.updates(0)) > 0

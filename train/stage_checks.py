@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from train import record
 from train.config import RunConfig
 from train.options import CacheGradient, Forcing, SamplerOptions, Source
@@ -10,7 +12,7 @@ from worldmodel.config import MOST_STEPS
 from worldmodel.errors import ConfigError
 
 
-def at_least_one(values: dict[str, int]) -> None:
+def at_least_one(values: Mapping[str, float]) -> None:
     """Raise ConfigError that names the first value below 1."""
     for name, value in values.items():
         if value < 1:
@@ -45,6 +47,7 @@ def validate_training(config: RunConfig, stage: TrainingOptions) -> None:
         _validate_sampler(stage, config.model.sampler)
         _validate_own_rounds(stage)
         _validate_noised_past(stage, config.model.sampler)
+        _validate_drift(stage)
         if config.data.place_span and stage.forcing is Forcing.diffusion:
             raise ConfigError(
                 "stage.forcing=diffusion hides no place from a past that shows it: set stage.forcing=teacher, or data.place_span=0"
@@ -64,6 +67,9 @@ def _validate_flow(stage: FlowStage, chunk: int) -> None:
         value = float(getattr(stage, name, 0.0))
         if not 0.0 <= value <= 1.0:
             raise ConfigError(f"stage.{name} lies in [0, 1], got {value}")
+    not_negative({"stage.place_weight": stage.place_weight})
+    if stage.place_weight != 1 and stage.kind not in ("teacher", "ar_diffusion"):
+        raise ConfigError("stage.place_weight is a setting of the stages teacher and ar_diffusion: leave it out")
     if not (stage.shift > 0 and stage.logit_std > 0):
         raise ConfigError(f"stage.shift and stage.logit_std must be positive, got {stage.shift} and {stage.logit_std}")
 
@@ -130,6 +136,19 @@ def _validate_noised_past(stage: ArDiffusionStage, sampler: SamplerOptions) -> N
         raise ConfigError(
             "stage.context_noise_past does nothing on rollouts, whose past is the student's own: leave it out, or give the past of "
             "real clips a use with stage.anchor=1"
+        )
+
+
+def _validate_drift(stage: ArDiffusionStage) -> None:
+    if not stage.place_drift:
+        return
+    at_least_one({"stage.place_drift": stage.place_drift})
+    if stage.own_rounds:
+        raise ConfigError("stage.place_drift leads real pasts astray, and stage.own_rounds makes others: leave one of them out")
+    if _rolls_out_alone(stage):
+        raise ConfigError(
+            "stage.place_drift does nothing on rollouts, whose past is the student's own: leave it out, or give the past of real "
+            "clips a use with stage.anchor=1"
         )
 
 

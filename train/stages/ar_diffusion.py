@@ -82,8 +82,10 @@ class ArDiffusion(FlowMatching):
         steps = place_steps(batch.latent, self.data.place, view)
         restarts = draws.uniform("place_restart", frames) * length < 1
         off = drifted_off(steps, restarts, draws.uniform("place_share", frames) * 2 - 0.5)  # from a little back to half too far
-        carried = (off * ~self._unplaced(draws, frames)[..., None]).roll(1, dims=1)
-        carried[:, 0] = 0
+        chunk = self.context.config.model.sampler.chunk
+        before = torch.arange(frames, device=off.device) // chunk * chunk - 1  # the last frame of the chunk before
+        known = ~self._unplaced(draws, frames)[:, before.clamp(min=0)] & (before >= 0)
+        carried = off[:, before.clamp(min=0)] * known[..., None]
         return replace(batch, latent=moved_place(batch.latent, self.data.place, view, carried), off=off - carried)
 
     def _partly_placed(self, batch: ClipBatch, draws: Draws) -> Tensor:
