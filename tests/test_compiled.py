@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,8 @@ def test_a_compiler_that_links_its_runtime_statically_is_gone_round(tiny_world, 
         pytest.skip("no C++ compiler")
     wrapper = tmp_path / "bin" / "g++"
     wrapper.parent.mkdir()
-    static = 'case "$*" in *-shared*) set -- "$@" -static-libstdc++;; esac'
+    log = tmp_path / "asked"
+    static = f'case "$*" in *-shared*) echo "$@" >> {log}; set -- "$@" -static-libstdc++;; esac'
     wrapper.write_text(f'#!/bin/sh\n{static}\nexec {gxx} "$@"\n')
     wrapper.chmod(0o755)
     environment = os.environ | {"CXX": str(wrapper), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
@@ -152,7 +154,10 @@ def test_a_compiler_that_links_its_runtime_statically_is_gone_round(tiny_world, 
         command, env=environment | {"PYTHONPATH": str(Path(compiled.__file__).parents[1])}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert compiled.load_build(path) is not None
+    assert len(log.read_text().splitlines()) >= 2  # packed and plain weights were linked by it
+    with zipfile.ZipFile(path) as package:
+        library = next(package.read(name) for name in package.namelist() if name.endswith(".so"))
+    assert b"libstdc++.so.6" in library and compiled.load_build(path) is not None
 
 
 def test_a_hidden_card_is_no_card(monkeypatch):

@@ -174,8 +174,48 @@ def test_a_place_counts_as_much_as_is_said(home: Path) -> None:
         stage = _stage(home, "stage=ar_diffusion", *PLACE, f"stage.place_weight={weight}", f"init={home}/ar")
         return float(next(iter(stage.updates(0))).loss.detach())
 
-    none, one, three = loss(0.0), loss(1.0), loss(3.0)
-    assert three - one == pytest.approx(2 * (one - none), rel=1e-3) and one > none > 0
+    half, one, three = loss(0.5), loss(1.0), loss(3.0)
+    assert three - one == pytest.approx(4 * (one - half), rel=1e-3) and one > half > 0
+
+
+@pytest.mark.parametrize("kind", ["ar_diffusion", "causal_cd", "apex", "dmd", "anyflow"])
+def test_every_stage_that_reads_recorded_pasts_leads_their_places_astray(home: Path, kind: str) -> None:
+    start = "cd" if kind == "dmd" else "ar"
+    more = {
+        "dmd": ("stage.anchor=1", "stage.score=0", "stage.student_steps=[2]", *SHORT),
+        "anyflow": ("stage.pretrain_steps=3", "steps=6", f"teacher={home}/teacher", *SHORT),
+    }
+    sampler = ("model.sampler.kind=flow_map",) if kind == "anyflow" else ()
+
+    def loss(drift: int) -> float:
+        words = (
+            f"stage={kind}",
+            *PLACE,
+            f"init={home}/{start}",
+            f"stage.place_drift={drift}",
+            "stage.batch=16",
+            *more.get(kind, ()),
+            *sampler,
+        )
+        return float(next(iter(_stage(home, *words).updates(0))).loss.detach())
+
+    assert loss(0) == loss(0) != loss(3)
+
+
+def test_how_far_steps_are_off_is_told_over_their_length(home: Path) -> None:
+    stage = _stage(home, "stage=ar_diffusion", *PLACE)
+    real = stage.clips.draw(stage.context.draws(0, 0)).latent
+    mask = torch.ones(real.shape[:2], dtype=torch.bool)
+    still = real.clone()
+    still[:, :, 4:] = still[:, :1, 4:]
+    assert stage._steps_off(real, real, mask)["rollout_steps_off"] == pytest.approx(0, abs=1e-3)
+    assert stage._steps_off(still, real, mask)["rollout_steps_off"] == pytest.approx(1, abs=1e-3)
+    assert stage._steps_off(real, still, mask) == {}
+    assert stage._steps_off(real, real, torch.zeros_like(mask)) == {}
+    half = mask.clone()
+    half[:, 4:] = False
+    late = torch.cat((real[:, :4], still[:, 4:]), dim=1)
+    assert stage._steps_off(late, real, half)["rollout_steps_off"] == pytest.approx(0, abs=1e-3)
 
 
 def test_a_network_without_places_starts_one_with_them(home: Path) -> None:

@@ -125,8 +125,8 @@ class Store:
 class ClipBatch:
     """latent (B,T,C,H,W) float32 at unit scale; action (B,T,A), action[:,t] led to frame t; mask bool (B,T), False = padding.
 
-    place: how many channels of the latents, the last, say where the player is; off: (B,T,2) turns by which x and y are off in the
-    past, if they are. Of videos beside it: text (B,L,D), what the text
+    place: how many channels of the latents, the last, say where the player is; off: (B,T,2) turns of x and
+    y by which a place of the past is another than that in `latent`, if it is. Of videos beside it: text (B,L,D), what the text
     encoder made of the prompts, negative (L,D) that of the negative prompt, both padded with zeros; cameras: view matrices
     (B,T,4,4) and intrinsics (B,T,3,3).
     """
@@ -157,10 +157,12 @@ class ClipBatch:
         part = slice(start, stop)
         cameras = None if self.cameras is None else (self.cameras[0][:, part], self.cameras[1][:, part])
         latent, action, mask = (t[:, part] for t in (self.latent, self.action, self.mask))
-        return replace(self, latent=latent, action=action, mask=mask, cameras=cameras)
+        off = None if self.off is None else self.off[:, part]
+        return replace(self, latent=latent, action=action, mask=mask, cameras=cameras, off=off)
 
     def where(self, chosen: Tensor, other: ClipBatch) -> ClipBatch:
-        """The clips of `other` where chosen, bool (B,), these elsewhere; of recorded worlds."""
+        """The clips of `other` where chosen, bool (B,), these elsewhere; of recorded worlds, with places as recorded."""
+        assert self.off is None and other.off is None
 
         def pick(here: Tensor, there: Tensor) -> Tensor:
             return torch.where(chosen.reshape(-1, *[1] * (here.dim() - 1)), there, here)

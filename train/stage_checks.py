@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from train import record
 from train.config import RunConfig
 from train.options import CacheGradient, Forcing, SamplerOptions, Source
-from train.stage_options import AnyflowStage, ArDiffusionStage, CodecStage, DmdStage, FlowStage, SelfForcingStage, TrainingOptions
+from train.stage_options import (
+    AnyflowStage,
+    ArDiffusionStage,
+    CausalOdeStage,
+    CodecStage,
+    DmdStage,
+    FlowStage,
+    SelfForcingStage,
+    TrainingOptions,
+)
 from worldmodel.config import MOST_STEPS
 from worldmodel.errors import ConfigError
 
 
-def at_least_one(values: Mapping[str, float]) -> None:
+def at_least_one(values: dict[str, int]) -> None:
     """Raise ConfigError that names the first value below 1."""
     for name, value in values.items():
         if value < 1:
@@ -67,7 +74,8 @@ def _validate_flow(stage: FlowStage, chunk: int) -> None:
         value = float(getattr(stage, name, 0.0))
         if not 0.0 <= value <= 1.0:
             raise ConfigError(f"stage.{name} lies in [0, 1], got {value}")
-    not_negative({"stage.place_weight": stage.place_weight})
+    if stage.place_weight <= 0:
+        raise ConfigError(f"stage.place_weight must be positive, got {stage.place_weight}")
     if stage.place_weight != 1 and stage.kind not in ("teacher", "ar_diffusion"):
         raise ConfigError("stage.place_weight is a setting of the stages teacher and ar_diffusion: leave it out")
     if not (stage.shift > 0 and stage.logit_std > 0):
@@ -142,10 +150,16 @@ def _validate_noised_past(stage: ArDiffusionStage, sampler: SamplerOptions) -> N
 def _validate_drift(stage: ArDiffusionStage) -> None:
     if not stage.place_drift:
         return
-    at_least_one({"stage.place_drift": stage.place_drift})
+    if not stage.place_drift > 1:
+        raise ConfigError(
+            f"stage.place_drift, of so many frames one place is right, is above 1, or 0 for none wrong: got {stage.place_drift}"
+        )
     if stage.own_rounds:
         raise ConfigError("stage.place_drift leads real pasts astray, and stage.own_rounds makes others: leave one of them out")
-    if _rolls_out_alone(stage):
+    if isinstance(stage, CausalOdeStage):
+        raise ConfigError("stage.place_drift does nothing on stored trajectories, whose places are right: leave it out")
+    anchored = not isinstance(stage, DmdStage) or stage.anchor or isinstance(stage, AnyflowStage)
+    if _rolls_out_alone(stage) or not anchored:
         raise ConfigError(
             "stage.place_drift does nothing on rollouts, whose past is the student's own: leave it out, or give the past of real "
             "clips a use with stage.anchor=1"

@@ -56,7 +56,7 @@ class CodecStage(TrainingOptions):
 class FlowStage(TrainingOptions):
     """Flow matching on clips of latents. clip_frames T; shift of the training noise levels; action_dropout: probability.
 
-    place_weight: how much more than a channel of the picture one of the place counts (with data.place_span).
+    place_weight: for how many channels of the picture one of the place counts (with data.place_span).
     """
 
     clip_frames: int = 24
@@ -86,8 +86,9 @@ class ArDiffusionStage(FlowStage):
     it.)
     place_unknown_prob: share of the clips in whose context, up to that frame, nobody says where the player is, as in a game behind
     real pictures (with data.place_span).
-    place_drift: how many frames long, on average, places of the past go wrong, before they are right again (0: never): so long x
-    and y move by another share of what they should, and what is to be predicted goes on from there as it should. (Where the past
+    place_drift: how many frames, on average, lie from one right place of the past to the next (0: all are right; with
+    data.place_span): in between x and y move by another share of what they should, and what is to be predicted goes on from the
+    wrong place as it should. (Where the past
     is always right, what moved before says what moves next, and nobody learns it from the actions: in its own dreams, whose past
     such a network makes, it stands.)
     own_rounds: the context is made by the network itself 0 to own_rounds times over, evenly drawn per micro-batch (0 = never).

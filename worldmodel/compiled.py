@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,16 +231,24 @@ def build_what_runs(
 ) -> None:
     """Build the pass of a world and keep it in `path`, whole or not at all, once a process of its own has tried it.
 
-    Packed weights first, which are faster; where those do not run, plain ones; where ``$CXX`` names a compiler, and nothing that it
-    makes runs, the same by g++. (One that links its runtime statically makes libraries that crash in a process with another.)
+    Packed weights first, which are faster; where those do not run, plain ones; where ``$CXX`` names a compiler, and nothing of it
+    runs, the same by g++. (One that links its runtime statically makes libraries that crash in a process with another.)
     Raises DeviceError if none of them runs.
     """
     module, arguments = _example(load_world(world_folder), device, dtype, merged)
     fresh, reason = path.with_name(f"{path.stem}.{os.getpid()}.tmp.pt2"), ""
     try:
         kinds = (True, False) if device.type == "cpu" else (False,)
-        for compiler, packed in itertools.product(("", "g++") if os.environ.get("CXX", "g++") != "g++" else ("",), kinds):
-            build(module, arguments, fresh, packed, compiler)
+        named = os.environ.get("CXX") or "g++"
+        compilers = ("", "g++") if named != "g++" and shutil.which("g++") else ("",)
+        for compiler, packed in itertools.product(compilers, kinds):
+            try:
+                build(module, arguments, fresh, packed, compiler)
+            except RuntimeError as error:
+                if compiler == compilers[-1]:
+                    raise
+                reason = str(error).splitlines()[0]
+                continue
             command = _command(world_folder, fresh, device, dtype, threads, merged, "--trial")
             reason = _tried(command)
             if not reason:
@@ -247,7 +256,8 @@ def build_what_runs(
                 return
     finally:
         fresh.unlink(missing_ok=True)
-    raise DeviceError(f"what torch {torch.__version__} builds does not run on this machine ({reason})")
+    by = " and then g++" if len(compilers) > 1 else ""
+    raise DeviceError(f"what torch {torch.__version__} builds by {named}{by} does not run on this machine ({reason})")
 
 
 def _tried(command: list[str]) -> str:

@@ -46,7 +46,7 @@ class AnyFlow(DistributionMatching):
     def first_loss(self, batch: ClipBatch, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Flow-map loss on data under teacher forcing, one (t, r) per chunk."""
         options, chunk = self.options, self.sampler().chunk
-        batch = batch.cut(0, options.clip_frames)
+        batch = self.drifted(batch.cut(0, options.clip_frames), draws)
         count = options.clip_frames // chunk
         a, b = (
             shift_sigma(draws.uniform(name, count), options.shift).repeat_interleave(chunk, dim=1) for name in ("map_t", "map_r")

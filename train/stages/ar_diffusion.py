@@ -1,10 +1,11 @@
 """Stage 1: autoregressive diffusion by teacher forcing, or by diffusion forcing.
 
 The sequence is [clean | noisy]; each chunk of noisy frames has its own noise level and sees itself and the clean frames before it.
-At play time the context is the network's own, imperfect work. Two things prepare it. In a share of the clips the clean half is
-noised a little, and the network is told. With ``own_rounds`` the clean half is what the network makes of it with the sampler of the
-game, all frames at once, several times over: after r rounds a frame carries the errors of r generations, at the price of r x steps
-forward passes and without a rollout frame by frame. What is to be predicted stays the real clip. Only for networks that are
+At play time the context is the network's own, imperfect work. Three things prepare it. With ``place_drift`` places of the context
+go wrong, and what is to be predicted goes on from there, so that steps are learned from actions. In a share of the clips the clean
+half is noised a little, and the network is told. With ``own_rounds`` the clean half is what the network makes of it by the sampler
+of the game, all frames at once, several times over: after r rounds a frame carries the errors of r generations, at the price of r x
+steps forward passes and without a rollout frame by frame; what is to be predicted stays the real clip. Only for networks that are
 trained already (``init=``): from scratch the pasts that it paints teach it nothing (docs/results.md).
 """
 
@@ -129,14 +130,16 @@ class ArDiffusion(FlowMatching):
         real, last = shown[:, context:], shown[:, context - 1 : context]
         numbers = compare_rollouts(made[:, :, : self.pictured], real, last, mask)
         if numbers and self.data.place:
-            numbers["rollout_steps_off"] = self._steps_off(made, clips.latent[:, context:], mask)
+            numbers |= self._steps_off(made, clips.latent[:, context:], mask)
         return numbers or None
 
-    def _steps_off(self, made: Tensor, real: Tensor, mask: Tensor) -> float:
-        """How far what places move from frame to frame is off, over how far they move: 0 is right, 1 as bad as standing still."""
+    def _steps_off(self, made: Tensor, real: Tensor, mask: Tensor) -> dict[str, float]:
+        """rollout_steps_off: how far what places move from frame to frame is off, over how far they move: 0 is right, 1 as bad as
+        standing still. {} where nobody moves."""
         dreamed, true = (place_steps(x, self.data.place, self.context.config.data.place_view)[:, 1:] for x in (made, real))
-        known = mask[:, 1:]
-        return float((dreamed - true)[known].norm(dim=-1).sum() / true[known].norm(dim=-1).sum().clamp(min=1e-9))
+        error, way = ((x * mask[:, 1:, None]).norm(dim=-1).sum() for x in (dreamed - true, true))
+        still = 1e-4 * int(mask[:, 1:].sum())  # what places are read by is no more exact
+        return {"rollout_steps_off": float(error / way)} if way > still else {}
 
     def _held_out_dream(self, count: int) -> tuple[ClipBatch, Tensor]:
         """`count` held-out clips, and what the network dreams behind the first third of each."""

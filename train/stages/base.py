@@ -126,7 +126,7 @@ class Stage(ABC):
         return {}
 
     def rollout_statistics(self) -> dict[str, float] | None:
-        """Own rollouts against held-out clips, for train.guards: rollout_std and rollout_motion, ratios. None: there are none.
+        """Own rollouts against held-out clips, for train.guards: rollout_std and rollout_motion, ratios, and more; or None.
 
         rollout_std: standard deviation of the latents. rollout_motion: mean absolute change between successive latents.
         """
