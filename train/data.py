@@ -125,10 +125,10 @@ class Store:
 class ClipBatch:
     """latent (B,T,C,H,W) float32 at unit scale; action (B,T,A), action[:,t] led to frame t; mask bool (B,T), False = padding.
 
-    place: how many channels of the latents, the last, say where the player is; off: (B,T,2) turns of x and
-    y by which a place of the past is another than that in `latent`, if it is. Of videos beside it: text (B,L,D), what the text
-    encoder made of the prompts, negative (L,D) that of the negative prompt, both padded with zeros; cameras: view matrices
-    (B,T,4,4) and intrinsics (B,T,3,3).
+    place: how many channels of the latents, the last, say where the player is; off: (B,T,2) turns of x and y by which a place of
+    the past is another than that in `latent`, if it is. Of videos beside it: text (B,L,D), what the text encoder made of the
+    prompts, negative (L,D) that of the negative prompt, both padded with zeros; cameras: view matrices (B,T,4,4) and intrinsics
+    (B,T,3,3).
     """
 
     latent: Tensor

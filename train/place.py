@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worldmodel.models.place import place_channels, place_turns
+from worldmodel.models.place import nearest_place, place_channels, place_turns
 
 
 def pose_channels(poses: Tensor, span: float, view: float, size: tuple[int, int]) -> Tensor:
@@ -34,9 +34,7 @@ def drifted_off(steps: Tensor, restarts: Tensor, share: Tensor) -> Tensor:
 def moved_place(latents: Tensor, channels: int, view: float, off: Tensor) -> Tensor:
     """Latents (..., C, h, w) whose last `channels` say a place that is off by (..., 2) turns of x and y."""
     picture, place = latents.split((latents.shape[-3] - channels, channels), dim=-3)
-    turns = place_turns(place, view)
-    turns = torch.cat((turns[..., :2] + off, turns[..., 2:]), dim=-1)
-    return torch.cat((picture, place_channels(turns, view, (place.shape[-2], place.shape[-1]), channels)), dim=-3)
+    return torch.cat((picture, nearest_place(place, view, off)), dim=-3)
 
 
 def without_place(latents: Tensor, channels: int, unknown: Tensor | None = None) -> Tensor:

@@ -58,10 +58,16 @@ def place_turns(channels: Tensor, view: float) -> Tensor:
     return place % 1.0
 
 
-def nearest_place(channels: Tensor, view: float) -> Tensor:
-    """(..., P, h, w): channels of one place, the one that these say. What was dreamed is near to such channels, but not quite."""
+def nearest_place(channels: Tensor, view: float, off: Tensor | None = None) -> Tensor:
+    """(..., P, h, w): channels of one place, the one that these say. What was dreamed is near to such channels, but not quite.
+
+    off: (..., 2), of a place so many turns of x and y from there.
+    """
     count, h, w = channels.shape[-3:]
-    return place_channels(place_turns(channels, view), view, (h, w), count).to(channels.dtype)
+    turns = place_turns(channels, view)
+    if off is not None:
+        turns = torch.cat((turns[..., :2] + off, turns[..., 2:]), dim=-1)
+    return place_channels(turns, view, (h, w), count).to(channels.dtype)
 
 
 def _octaves(channels: int, device: torch.device) -> Tensor:
