@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch
 
 import play
+import worldmodel
 from tests.test_video_session import open_video
 from worldmodel import kernels, random_video
 from worldmodel import measure as measuring
@@ -60,6 +62,13 @@ def test_the_work_is_counted_by_operations_that_the_counter_knows(monkeypatch):
     monkeypatch.setenv("WORLDMODEL_KERNELS", "auto")
     assert measuring._flops(open_video(camera=False), measuring.Progress()) > 0
     assert set(asked) == {"reference"} and kernels._wanted() == "auto"
+
+
+def test_the_work_of_attention_is_counted_on_a_cpu(tiny_world, monkeypatch):
+    session = worldmodel.load(str(tiny_world), device="cpu", threads=1)
+    whole = measuring._flops(session, measuring.Progress())
+    monkeypatch.setattr(kernels.reference, "attention", lambda q, k, v: torch.zeros_like(q))
+    assert 0 < measuring._flops(session, measuring.Progress()) < whole
 
 
 def test_an_engine_that_cannot_be_had_does_not_stop_the_others(capsys):

@@ -162,7 +162,7 @@ def test_throughput_mode_knows_actions(tmp_path, chunk, past_noise):
 def test_throughput_mode_dreams_the_same_with_the_passes_that_are_compiled(tmp_path, case):
     """What is compiled is run as it is here: with a cache that is full from the start, and with one that fills while it plays."""
     apart, merged = (chunky(tmp_path / name, **({"chunk": 1} | case)) for name in ("apart", "merged"))
-    one = _PassModule(merged.model, merged.cache.chunk * merged.cache.tokens)
+    one = _PassModule(merged.model, merged.cache)
     calls: list[int] = []
     merged._program.compiled = Passes(one, lambda *args: (calls.append(len(args)), one(*args))[1])
     merged.merge = True
@@ -177,7 +177,7 @@ def test_throughput_mode_dreams_the_same_with_the_passes_that_are_compiled(tmp_p
 
 def test_a_compiled_engine_that_was_built_without_merging_commits_apart(tmp_path):
     session = chunky(tmp_path, 1)
-    session.merge, session._program.compiled = True, Passes(_PassModule(session.model, session.cache.tokens))
+    session.merge, session._program.compiled = True, Passes(_PassModule(session.model, session.cache))
     session.step(WALK)
     session.finish()
     assert session._pending is None and session.cache.full
@@ -186,7 +186,7 @@ def test_a_compiled_engine_that_was_built_without_merging_commits_apart(tmp_path
 def test_who_asks_for_the_compiled_engine_has_it_before_the_past_is_full(tmp_path):
     """The passes until then are eager ones: a build is of a full cache, and a memory fills long after the start."""
     session, plain = (chunky(tmp_path / name, 1, memory=2, memory_every=4) for name in ("asked", "plain"))
-    one, calls = _PassModule(session.model, session.cache.tokens), list[int]()
+    one, calls = _PassModule(session.model, session.cache), list[int]()
     built = Passes(lambda *args: (calls.append(len(args)), one(*args))[1])
     session._compiler = SimpleNamespace(
         state="ready", ready=built, start=lambda merge: None, wait=lambda: None, poll=lambda: "ready"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.models.kv_cache import FrozenCache, FrozenMergedCache, KVCache, MergedCache
+from worldmodel.models.kv_cache import KVCache, MergedCache
 
 TOKENS, LAYERS = 3, 2
 
@@ -154,30 +154,10 @@ def test_with_gradients_the_store_is_left_alone() -> None:
     assert torch.equal(cache.store.nan_to_num(7.0), before.nan_to_num(7.0))
 
 
-@pytest.mark.parametrize("chunk", [1, 2])
-def test_a_pass_against_the_frozen_store_sees_and_leaves_what_one_against_the_cache_does(chunk: int) -> None:
-    torch.manual_seed(2)
-    cache, other = make(2 + 2 * chunk, chunk), make(2 + 2 * chunk, chunk)
-    while not cache.full:
-        look(cache, chunk)
-        cache.commit()
-    other.restore(cache.snapshot())
-    frozen, before = FrozenCache(other.store, chunk * TOKENS), other.store.clone()
-    for layer in range(LAYERS):
-        k, v = torch.randn(2, 1, 2, chunk * TOKENS, 4)
-        assert frozen.scratch(layer, chunk * TOKENS) is None
-        for a, b in zip(cache.extend(layer, k, v), frozen.extend(layer, k, v), strict=True):
-            assert torch.equal(a, b)
-    assert torch.equal(other.store.nan_to_num(7.0), before.nan_to_num(7.0))
-    other.write(frozen.fresh())
-    cache.commit()
-    other.commit()
-    assert torch.equal(cache.store, other.store)
-
-
+@pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("chunk, sink, memory", [(1, 0, 0), (1, 2, 0), (2, 1, 0), (1, 0, 2), (2, 1, 2)])
-def test_a_merged_pass_against_the_frozen_store_gives_and_leaves_what_one_against_the_cache_does(
-    chunk: int, sink: int, memory: int
+def test_a_cache_over_other_tensors_does_with_them_what_it_does_with_its_own(
+    chunk: int, sink: int, memory: int, merged: bool
 ) -> None:
     torch.manual_seed(3)
     cache, other = (make(sink + 3 * chunk + 1, chunk, sink, memory=memory, every=3) for _ in range(2))
@@ -186,15 +166,16 @@ def test_a_merged_pass_against_the_frozen_store_gives_and_leaves_what_one_agains
         cache.commit()
     for _ in range(3):  # wherever the ring is
         other.restore(cache.snapshot())
-        merged, before = MergedCache(cache, cache.rows()), other.store.clone()
-        frozen = FrozenMergedCache(other.store, chunk * TOKENS, other.rows())
+        before, layers = other.store.clone(), [(k.clone(), v.clone()) for k, v in other.layers]
+        one, two = cache, other.over(layers)
+        seen = (MergedCache(one, one.rows()), MergedCache(two, two.rows())) if merged else (one, two)
         for layer in range(LAYERS):
-            q, k, v = torch.randn(3, 1, 2, 2 * chunk * TOKENS, 4)
-            assert torch.equal(merged.attend(layer, q, k, v, False), frozen.attend(layer, q, k, v, False))
+            q, k, v = torch.randn(3, 1, 2, (1 + merged) * chunk * TOKENS, 4)
+            assert torch.equal(*(c.attend(layer, q, k, v, False) for c in seen))
         assert torch.equal(other.store.nan_to_num(7.0), before.nan_to_num(7.0))
-        MergedCache(other, other.rows()).write(frozen.fresh())
-        assert torch.equal(cache.store.nan_to_num(7.0), other.store.nan_to_num(7.0))
-        cache.advance()
+        written = torch.stack([torch.stack(pair) for pair in layers])
+        assert torch.equal(cache.store.nan_to_num(7.0), written.nan_to_num(7.0))
+        cache.advance() if merged else cache.commit()
 
 
 def test_a_window_too_small_is_refused() -> None:

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worldmodel import kernels
 from worldmodel.config import DiTConfig, Kept
 from worldmodel.diffusion import sample
-from worldmodel.models.kv_cache import FrozenCache, KVCache
+from worldmodel.models.kv_cache import KVCache, Layers
 
 BlockDenoiser = Callable[[Tensor, float, float, slice], Tensor]
 """(noisy, sigma, end, block) -> velocity of the chunk at the frames `block` of the rollout, against the cache."""
@@ -41,16 +42,23 @@ class LastingCache(KVCache):
 
     def seen(self) -> SeenFrames:
         """What a pass sees now, to be seen again when the cache has moved on."""
-        return SeenFrames(self.store[..., self.begin : self.filled * self.tokens, :], 0)
+        return SeenFrames([self.visible(layer, 0) for layer in range(len(self.layers))])
 
 
-class SeenFrames(FrozenCache):
+class SeenFrames:
     """Past frames as they stay; the chunk of a pass is put behind them and kept nowhere."""
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """As `KVCache.extend` with gradients."""
-        keys, values = self.visible(layer)
-        return torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
+    def __init__(self, layers: Layers) -> None:
+        self._layers = layers
+
+    def scratch(self, layer: int, tokens: int) -> None:
+        """There is no place to write to."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, written: bool) -> Tensor:
+        """As `KVCache.attend`."""
+        assert not written, "there is no place to write to"
+        keys, values = self._layers[layer]
+        return kernels.ring_attention(q, torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2))
 
 
 class CarryingCache(KVCache):

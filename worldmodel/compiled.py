@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import warnings
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,18 @@ from worldmodel.errors import DeviceError, WorldModelError
 from worldmodel.frame_program import Pass, Passes
 from worldmodel.models.attention import AttentionContext, Layout
 from worldmodel.models.dit import DiT
-from worldmodel.models.kv_cache import CacheSnapshot, FrozenCache, FrozenMergedCache
+from worldmodel.models.kv_cache import KVCache, Layers, MergedCache
 
 TRIAL_SECONDS = 300  # a busy machine takes ten; what takes longer hangs
 
 
 class _PassModule(nn.Module):
-    """`DiT.velocity` against a full cache, as a function: nothing but its arguments is read, and nothing is written. See `Pass`."""
+    """`DiT.velocity` against a full cache, as a function: nothing but its arguments is read or written. See `Pass`."""
 
-    def __init__(self, model: DiT, tokens: int) -> None:
+    def __init__(self, model: DiT, cache: KVCache) -> None:
+        """cache: of the shapes of play."""
         super().__init__()
-        self.model, self.tokens = model, tokens
+        self.model, self.cache = model, cache
 
     def forward(
         self,
@@ -49,13 +50,14 @@ class _PassModule(nn.Module):
         actions: Tensor,
         cos: Tensor,
         sin: Tensor,
-        store: Tensor,
+        past: Layers,
         clean: Tensor | None = None,
         rows: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        past = FrozenCache(store, self.tokens) if rows is None else FrozenMergedCache(store, self.tokens, rows)
+    ) -> Tensor:
+        cache = self.cache.over(past)
+        seen = cache if rows is None else MergedCache(cache, rows)
         condition = self.model.condition(level, self.model.action(actions) if self.model.action is not None else None)
-        return self.model.velocity(noisy, condition, AttentionContext(cos, sin, cache=past), clean=clean), past.fresh()
+        return self.model.velocity(noisy, condition, AttentionContext(cos, sin, cache=seen), clean=clean)
 
 
 def cache_folder() -> Path:
@@ -87,9 +89,9 @@ def load_build(path: Path) -> Pass | None:
     except (RuntimeError, OSError, ValueError) as error:
         raise DeviceError(f"the compiled engine {path} cannot be loaded ({error}): delete it, it will be built again") from error
 
-    def run(*arguments: Tensor) -> tuple[Tensor, Tensor]:
-        velocity, fresh = loader.boxed_run(list(arguments))
-        return velocity, fresh
+    def run(noisy: Tensor, level: Tensor, actions: Tensor, cos: Tensor, sin: Tensor, past: Layers, *more: Tensor) -> Tensor:
+        (velocity,) = loader.boxed_run([noisy, level, actions, cos, sin, *chain.from_iterable(past), *more])
+        return velocity  # type: ignore[no-any-return]
 
     return run
 
@@ -189,24 +191,23 @@ class Compiler:
         self.ready, self.state = Passes(self._loaded[False], self._loaded.get(True)), "ready"
 
 
-def _example(world: LoadedWorld, device: torch.device, dtype: torch.dtype, merged: bool) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def _example(world: LoadedWorld, device: torch.device, dtype: torch.dtype, merged: bool) -> tuple[nn.Module, tuple[Any, ...]]:
     """The pass of `world` and arguments of the shapes of steady play."""
     config = world.config
     model = world.build()[0].to(device, dtype)
     sampler, (channels, height, width) = config.sampler, config.latent_size
     cache = model.make_cache((height, width), **sampler.kept)
-    cache.restore(CacheSnapshot(cache.store, cache.until_full))
     noisy = torch.zeros(1, sampler.chunk, channels, height, width, device=device, dtype=dtype)
     frames = 2 * sampler.chunk if merged else sampler.chunk
     sigma = torch.ones(1, frames, device=device)
     actions = torch.zeros(1, frames, config.actions.width, device=device, dtype=dtype)
     ctx = model.context((1, frames, *noisy.shape[2:]), device, Layout.bidirectional(), cache=cache)
-    arguments: tuple[Tensor, ...] = (noisy, model.level(sigma), actions, ctx.cos, ctx.sin, cache.store)
+    arguments: tuple[Any, ...] = (noisy, model.level(sigma), actions, ctx.cos, ctx.sin, cache.layers)
     arguments += (torch.zeros_like(noisy), cache.rows().to(device)) if merged else ()
-    return _PassModule(model, sampler.chunk * cache.tokens), arguments
+    return _PassModule(model, cache), arguments
 
 
-def build(module: nn.Module, arguments: tuple[Tensor, ...], path: Path, packed: bool, compiler: str = "") -> None:
+def build(module: nn.Module, arguments: tuple[Any, ...], path: Path, packed: bool, compiler: str = "") -> None:
     """Compile `module` for `arguments` into `path`. packed: weights as the CPU's matrix instructions read them, which is faster.
 
     compiler: of C++; by default the one that torch takes, ``$CXX`` or else g++.
@@ -219,10 +220,10 @@ def build(module: nn.Module, arguments: tuple[Tensor, ...], path: Path, packed: 
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
 
 
-def trial(path: Path, arguments: tuple[Tensor, ...]) -> None:
+def trial(path: Path, arguments: tuple[Any, ...]) -> None:
     """Load the build and take one pass. Raises DeviceError if it is not there or gives what is no number."""
     run = load_build(path)
-    if run is None or not all(bool(out.isfinite().all()) for out in run(*arguments)):
+    if run is None or not bool(run(*arguments).isfinite().all()):
         raise DeviceError(f"the compiled engine {path} gives no numbers")
 
 
@@ -241,7 +242,7 @@ def build_what_runs(
         kinds = (True, False) if device.type == "cpu" else (False,)
         named = os.environ.get("CXX") or "g++"
         compilers = ("", "g++") if named != "g++" and shutil.which("g++") else ("",)
-        for compiler, packed in itertools.product(compilers, kinds):
+        for compiler, packed in product(compilers, kinds):
             try:
                 build(module, arguments, fresh, packed, compiler)
             except RuntimeError as error:

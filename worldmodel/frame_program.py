@@ -25,10 +25,10 @@ from worldmodel.models.dit import Condition, DiT, TextStates
 from worldmodel.models.kv_cache import KVCache, MergedCache, RollingCache
 from worldmodel.runtime import capture_graph, upload
 
-Pass = Callable[..., tuple[Tensor, Tensor]]
-"""A compiled pass against a full cache: (noisy, level, actions, cos, sin, cache store) -> velocity, and what `KVCache.write` takes.
-level: `DiT.level`. One that merges is also given (..., finished chunk, `KVCache.rows`): level, actions, cos and sin are of both
-chunks then, and the second result is what `MergedCache.write` takes."""
+Pass = Callable[..., Tensor]
+"""A compiled pass against a full cache: (noisy, level, actions, cos, sin, `KVCache.layers`) -> velocity. To the cache it writes
+what the network's own pass does. level: `DiT.level`. One that merges is also given (..., finished chunk, `KVCache.rows`): level,
+actions, cos and sin are of both chunks then."""
 
 Levels = tuple[float, float]
 """The noise level of a pass, and the one it steps down to."""
@@ -252,9 +252,7 @@ class FrameProgram:
             run, more = self.compiled.merged, (clean, cache.rows)
 
         def step(x: Tensor, pair: Levels) -> Tensor:
-            velocity, fresh = run(x, self._level((*before, pair)), actions, ctx.cos, ctx.sin, cache.store, *more)
-            cache.write(fresh)
-            return velocity
+            return run(x, self._level((*before, pair)), actions, ctx.cos, ctx.sin, cache.layers, *more)
 
         return step
 

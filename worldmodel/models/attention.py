@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from worldmodel import kernels
 from worldmodel.config import DiTConfig
 from worldmodel.models.camera import transform
-from worldmodel.models.kv_cache import FrozenCache, KVCache, MergedCache, RollingCache
+from worldmodel.models.kv_cache import Attended
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class AttentionContext:
     sin: Tensor
     cameras: tuple[Tensor, Tensor] | None = None
     plan: kernels.BlockPlan | None = None
-    cache: KVCache | FrozenCache | MergedCache | RollingCache | None = None
+    cache: Attended | None = None
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

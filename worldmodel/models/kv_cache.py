@@ -7,11 +7,25 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from worldmodel import kernels
+
+Layers = list[tuple[Tensor, Tensor]]
+"""The keys and the values of every layer, (B,N,K,E) each."""
+
+
+class Attended(Protocol):
+    """What the attention of a chunk takes for its past."""
+
+    def scratch(self, layer: int, tokens: int) -> tuple[Tensor, Tensor] | None:
+        """Where `tokens` keys and values (B,N,tokens,E) of the chunk are to be written; None: they are only given to `attend`."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, written: bool) -> Tensor:
+        """Attention (B,N,Q,E) of the chunk over what it sees; written: k and v are in the scratch already."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,7 @@ class KVCache:
         self.position = self.filled = 0  # frames committed so far; those of them that are kept
         length = (self.past + chunk) * tokens
         self.store = torch.zeros(layers, 2, batch, heads, length, head_dim, device=device, dtype=dtype)
+        self.layers: Layers = [(kept[0], kept[1]) for kept in self.store]
 
     @property
     def full(self) -> bool:
@@ -112,12 +127,14 @@ class KVCache:
     def scratch(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
         """Where `tokens` keys and values (B,N,tokens,E) of the current chunk go."""
         start = self.filled * self.tokens
-        return self.store[layer, 0, :, :, start : start + tokens], self.store[layer, 1, :, :, start : start + tokens]
+        keys, values = self.layers[layer]
+        return keys[:, :, start : start + tokens], values[:, :, start : start + tokens]
 
     def visible(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
         """Keys and values of all visible frames and of the first `tokens` of the scratch."""
         begin, end = self.begin, self.filled * self.tokens + tokens
-        return self.store[layer, 0, :, :, begin:end], self.store[layer, 1, :, :, begin:end]
+        keys, values = self.layers[layer]
+        return keys[:, :, begin:end], values[:, :, begin:end]
 
     @property
     def begin(self) -> int:
@@ -175,17 +192,20 @@ class KVCache:
         later.advance()
         return later
 
+    def over(self, layers: Layers) -> KVCache:
+        """This cache, full, over other tensors of the same shapes: what compiled passes are of. They write in place into what is an
+        argument of its own, and copy one of which every layer changes a part."""
+        other = copy.copy(self)
+        other.layers = layers
+        other._move_to(max(self.position, self.until_full))
+        return other
+
     def advance(self) -> None:
         """Count a chunk that is in its place already."""
         self._move_to(self.position + self.chunk)
 
     def _frame(self, slot: int) -> Tensor:
         return self.store[..., slot * self.tokens : (slot + 1) * self.tokens, :]
-
-    def write(self, fresh: Tensor) -> None:
-        """Put what a pass against `FrozenCache` returned into the scratch, as a pass against this cache would have."""
-        start = self.filled * self.tokens
-        self.store[..., start : start + fresh.shape[-2], :].copy_(fresh)
 
     def snapshot(self) -> CacheSnapshot:
         """A copy that later steps do not change."""
@@ -195,40 +215,6 @@ class KVCache:
         """Go back to a snapshot of this cache (or of one with the same shape)."""
         self.store.copy_(snapshot.store)
         self._move_to(snapshot.position)
-
-
-class FrozenCache:
-    """The store of a full cache as a value, for compiled passes: one that writes into an argument costs a copy of it a layer.
-
-    The pass reads the store; the keys and values of its own chunk are collected instead of written, for `KVCache.write`.
-    """
-
-    def __init__(self, store: Tensor, tokens: int) -> None:
-        self._store, self._past, self._fresh = store, store.shape[-2] - tokens, list[Tensor]()
-
-    def scratch(self, layer: int, tokens: int) -> None:
-        """There is no place to write to."""
-
-    def visible(self, layer: int, tokens: int = 0) -> tuple[Tensor, Tensor]:
-        """Keys and values of the past frames."""
-        assert not tokens, "the chunk of a pass is not in the store"
-        past = self._store[layer, ..., : self._past, :]
-        return past[0], past[1]
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """As `KVCache.extend`; called once a layer, in order."""
-        self._fresh.append(torch.stack((k, v)))
-        keys, values = self.visible(layer)
-        return torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, written: bool) -> Tensor:
-        """As `KVCache.attend`."""
-        assert not written, "there is no place to write to"
-        return kernels.ring_attention(q, *self.extend(layer, k, v))
-
-    def fresh(self) -> Tensor:
-        """(L,2,B,N,S,E): keys and values of the latents of the pass, of all layers."""
-        return torch.stack(self._fresh)
 
 
 class RollingCache:
@@ -273,9 +259,9 @@ class MergedCache:
         return self._now.full
 
     @property
-    def store(self) -> Tensor:
-        """As `KVCache.store`."""
-        return self._now.store
+    def layers(self) -> Layers:
+        """As `KVCache.layers`."""
+        return self._now.layers
 
     def scratch(self, layer: int, tokens: int) -> None:
         """The two chunks have no common place."""
@@ -284,33 +270,6 @@ class MergedCache:
         """As `KVCache.attend`, for both chunks."""
         (q0, q1), (k0, k1), (v0, v1) = (t.chunk(2, dim=2) for t in (q, k, v))
         finished = self._now.attend(layer, q0, k0, v0, written)
-        self.store[layer].index_copy_(3, self.rows, torch.stack((k0, v0)))
+        for kept, new in zip(self.layers[layer], (k0, v0), strict=True):
+            kept.index_copy_(2, self.rows, new)
         return torch.cat((finished, self.after.attend(layer, q1, k1, v1, written)), dim=2)
-
-    def write(self, fresh: Tensor) -> None:
-        """Put what a pass against `FrozenMergedCache` returned where a pass against this cache would have."""
-        finished, own = fresh.chunk(2, dim=-2)
-        self.store.index_copy_(4, self.rows, finished)
-        self.after.write(own)
-
-
-class FrozenMergedCache(FrozenCache):
-    """As `MergedCache`, of a full cache, and as a value: for compiled passes over [finished chunk | next chunk].
-
-    The keys and values of both chunks are collected instead of written, for `MergedCache.write`.
-    """
-
-    def __init__(self, store: Tensor, tokens: int, rows: Tensor) -> None:
-        """tokens: of one chunk. rows: `KVCache.rows`."""
-        super().__init__(store, tokens)
-        self._rows = rows
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, written: bool) -> Tensor:
-        """As `KVCache.attend`, for both chunks; called once a layer, in order."""
-        assert not written, "there is no place to write to"
-        past, fresh = self._store[layer, ..., : self._past, :], torch.stack((k, v))
-        self._fresh.append(fresh)
-        (q0, q1), (finished, own) = q.chunk(2, dim=2), fresh.chunk(2, dim=3)
-        first = kernels.ring_attention(q0, *torch.cat((past, finished), dim=3))
-        after = past.index_copy(3, self._rows, finished)
-        return torch.cat((first, kernels.ring_attention(q1, *torch.cat((after, own), dim=3))), dim=2)
