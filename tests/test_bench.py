@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch
 
 import play
 import worldmodel

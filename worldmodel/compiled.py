@@ -232,8 +232,8 @@ def build_what_runs(
 ) -> None:
     """Build the pass of a world and keep it in `path`, whole or not at all, once a process of its own has tried it.
 
-    Packed weights first, which are faster; where those do not run, plain ones; where ``$CXX`` names a compiler, and nothing of it
-    runs, the same by g++. (One that links its runtime statically makes libraries that crash in a process with another.)
+    Packed weights first, which are faster, then plain ones; where ``$CXX`` names a compiler, and what it makes does not run, the
+    same by g++. (One that links its runtime statically makes libraries that crash in a process with another.)
     Raises DeviceError if none of them runs.
     """
     module, arguments = _example(load_world(world_folder), device, dtype, merged)
@@ -242,7 +242,7 @@ def build_what_runs(
         kinds = (True, False) if device.type == "cpu" else (False,)
         named = os.environ.get("CXX") or "g++"
         compilers = ("", "g++") if named != "g++" and shutil.which("g++") else ("",)
-        for compiler, packed in product(compilers, kinds):
+        for packed, compiler in product(kinds, compilers):
             try:
                 build(module, arguments, fresh, packed, compiler)
             except RuntimeError as error:
