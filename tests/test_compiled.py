@@ -154,7 +154,7 @@ def test_a_compiler_that_links_its_runtime_statically_is_gone_round(tiny_world, 
         command, env=environment | {"PYTHONPATH": str(Path(compiled.__file__).parents[1])}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert log.read_text()  # something was linked by it, and tried
+    assert len(log.read_text().splitlines()) >= 2  # it was asked first
     with zipfile.ZipFile(path) as package:
         library = next(package.read(name) for name in package.namelist() if name.endswith(".so"))
     assert b"libstdc++.so.6" in library and compiled.load_build(path) is not None
