@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 EXTRAS ?= record,train,sweep,wan,dev
 
 .PHONY: play test bench lint clean
@@ -10,7 +11,7 @@ play: $(VENV)/.player
 	$(BIN)/python play.py
 
 test: $(VENV)/.developer
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 bench: $(VENV)/.player
 	$(BIN)/python play.py --bench --compile on

@@ -129,19 +129,3 @@ def test_a_trained_world_of_chunks_plays(tmp_path):
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (LABEL_WIDTH + 16 * (train_boxes.WIDTH + 2), 3 * (train_boxes.HEIGHT + 2))
     assert session.frames_per_action == 3 and len(session.step(Action(frozenset({"left"})))) == 3
-
-
-@pytest.mark.slow
-def test_compiled_chunks_equal_eager_ones(tmp_path, monkeypatch):
-    """In throughput mode, where both passes are used: the one over a chunk, and the one that commits another with it."""
-    import shutil
-
-    if shutil.which("g++") is None:
-        pytest.skip("no C++ compiler")
-    monkeypatch.setenv("WORLDMODEL_CACHE", str(tmp_path / "cache"))
-    eager = chunky(tmp_path)
-    quick = open_session(tmp_path / "chunks", device="cpu", threads=1, dtype=torch.float32, compile="on", merge=True)
-    assert quick.engine == "compiled"
-    assert np.abs(play(eager).astype(int) - play(quick)).max() <= 1
-    quick.finish()
-    assert quick._pending is not None and quick._program.can_merge  # merged to the end

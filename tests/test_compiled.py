@@ -1,4 +1,4 @@
-"""The name of a kept build, and which arithmetic is used: no compiler is needed."""
+"""The build of the compiled engine: what its file is named after, what is kept, and who is asked to make it."""
 
 from __future__ import annotations
 
@@ -7,164 +7,212 @@ import shutil
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from worldmodel import compiled, runtime
-from worldmodel.checkpoint import load_world
+from worldmodel.errors import DeviceError
+from worldmodel.models.native import load_library
 
-CPU = torch.device("cpu")
+CPU, FLOAT = torch.device("cpu"), torch.float32
 
 
 @pytest.fixture
-def name(tiny_world):
-    world = load_world(tiny_world)
-    return lambda dtype=torch.float32, threads=1: compiled.build_path(world, CPU, dtype, threads).name
+def target(tmp_path, monkeypatch):
+    """Where a build goes; nothing is left of the environment that says who makes it."""
+    monkeypatch.delenv("CC", raising=False)
+    return tmp_path / "builds" / "engine.so"
 
 
-def test_a_build_is_named_after_what_it_depends_on(name, monkeypatch):
-    first = name()
+def test_a_build_is_named_after_what_it_depends_on(monkeypatch):
+    first = compiled.library_path(FLOAT)
     monkeypatch.setattr(runtime, "available_threads", lambda: 64)
-    assert name() == first  # how many cores there are changes nothing
-    assert len({first, name(torch.bfloat16), name(threads=2)}) == 3
+    assert compiled.library_path(FLOAT) == first  # how many cores there are changes nothing
+    assert compiled.library_path(torch.bfloat16) != first
     with monkeypatch.context() as other:
         other.setattr(runtime, "cpu_name", lambda: "another CPU")
-        assert name() != first
+        assert compiled.library_path(FLOAT) != first
     with monkeypatch.context() as other:
-        other.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-        assert name() != first
+        other.setattr(compiled, "SOURCES", compiled.SOURCES[1:])
+        assert compiled.library_path(FLOAT) != first
     monkeypatch.setenv(runtime.ISA_LIMIT, "SSE41")
-    assert name() != first  # packed weights hang on the instructions that will read them
+    assert compiled.library_path(FLOAT) != first
 
 
-@pytest.mark.parametrize("limit, dtype", [("AVX2", torch.float32), ("avx512_core", torch.float32), ("ALL", None), ("", None)])
+@pytest.mark.parametrize("limit, dtype", [("AVX2", FLOAT), ("avx512_core", FLOAT), ("ALL", None), ("", None)])
 def test_a_limit_on_instructions_decides_the_type(limit, dtype, monkeypatch):
     free = runtime.pick_dtype(CPU)
     monkeypatch.setenv(runtime.ISA_LIMIT, limit)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert runtime.pick_dtype(CPU) == (dtype or torch.bfloat16) and free in (torch.float32, torch.bfloat16)
+    assert runtime.pick_dtype(CPU) == (dtype or torch.bfloat16) and free in (FLOAT, torch.bfloat16)
 
 
-def test_a_missing_build_is_none_and_a_damaged_one_is_explained(tmp_path):
-    assert compiled.load_build(tmp_path / "none.pt2") is None
-    (tmp_path / "bad.pt2").write_bytes(b"nothing")
-    with pytest.raises(compiled.DeviceError, match="delete it"):
-        compiled.load_build(tmp_path / "bad.pt2")
+@pytest.mark.parametrize("limit, tiles", [("", True), ("avx512_core_amx", True), ("AVX512_CORE_BF16", False), ("AVX2", False)])
+def test_a_limit_on_instructions_holds_for_tiles(limit, tiles, monkeypatch):
+    monkeypatch.setenv(runtime.ISA_LIMIT, limit)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert runtime.cpu_has_tiles() == tiles
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert not runtime.cpu_has_tiles()
 
 
-def build_in(folder, world):
-    compiled.build_what_runs(world, folder / "pass.pt2", CPU, torch.float32, 1)
+def test_a_damaged_build_and_one_for_another_type_are_explained(tmp_path, builds):
+    (tmp_path / "bad.so").write_bytes(b"nothing")
+    with pytest.raises(DeviceError, match="delete it"):
+        load_library(tmp_path / "bad.so", FLOAT, tiles=False)
+    (kept,) = builds.glob("*.so")
+    with pytest.raises(DeviceError, match="another size"):
+        load_library(kept, torch.bfloat16, tiles=False)
 
 
-def nonsense(module, arguments, path, packed, compiler):
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(b"nonsense")
+def compiler(folder: Path, script: str, name: str = "other-cc") -> str:
+    """A compiler that does as the shell script says."""
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
 
 
-def test_a_build_that_does_not_run_is_not_kept(tiny_world, tmp_path, monkeypatch):
-    monkeypatch.setattr(compiled, "build", nonsense)
-    with pytest.raises(compiled.DeviceError, match=r"does not run on this machine.*cannot be loaded"):
-        build_in(tmp_path / "builds", tiny_world)
-    assert not any((tmp_path / "builds").iterdir())
+def real() -> str:
+    found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    return found or pytest.skip("no C compiler")
 
 
-def test_a_build_that_kills_its_process_is_told_by_the_signal(tiny_world, tmp_path, monkeypatch):
-    monkeypatch.setattr(compiled, "build", nonsense)
+def alone(monkeypatch, command: str) -> None:
+    """No other compiler is on the machine."""
+    which = shutil.which
+    monkeypatch.setenv("CC", command)
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: which(name) if name == command else None)
+
+
+WRITE = 'while [ "$1" != -o ]; do shift; done; echo nonsense > "$2"'  # to the file that is asked for
+
+
+def test_without_a_compiler_there_is_no_engine(target, monkeypatch):
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    with pytest.raises(DeviceError, match="no C compiler is here"):
+        compiled.build_what_runs(target, FLOAT)
+
+
+@pytest.mark.parametrize(
+    "script, reason",
+    [
+        (WRITE, r"other-cc build does not run .*cannot be loaded"),
+        ("echo x.c: error: no such option; echo more; exit 1", r"\(x.c: error: no such option\)"),
+    ],
+    ids=["nonsense", "refusal"],
+)
+def test_what_does_not_run_is_not_kept(target, tmp_path, monkeypatch, script, reason):
+    alone(monkeypatch, compiler(tmp_path, script))
+    with pytest.raises(DeviceError, match=reason):
+        compiled.build_what_runs(target, FLOAT)
+    assert not any(target.parent.iterdir())
+
+
+def test_what_computes_something_else_is_not_kept(target, tmp_path, monkeypatch):
+    (tmp_path / "wrong.h").write_text("#include <math.h>\n#define sqrtf(x) (x)\n")
+    alone(monkeypatch, compiler(tmp_path, f'exec {real()} -include {tmp_path / "wrong.h"} "$@"'))
+    with pytest.raises(DeviceError, match=r"computes something else \(off by"):
+        compiled.build_what_runs(target, FLOAT)
+    assert not any(target.parent.iterdir())
+
+
+def test_a_build_that_kills_its_process_is_told_by_the_signal(target, tmp_path, monkeypatch):
+    alone(monkeypatch, compiler(tmp_path, WRITE))
     monkeypatch.setattr(compiled, "_command", lambda *_: [sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"])
-    with pytest.raises(compiled.DeviceError, match="signal 11"):
-        build_in(tmp_path / "builds", tiny_world)
+    with pytest.raises(DeviceError, match="signal 11"):
+        compiled.build_what_runs(target, FLOAT)
 
 
-def test_a_trial_that_hangs_is_given_up(tiny_world, tmp_path, monkeypatch):
-    monkeypatch.setattr(compiled, "build", nonsense)
+def test_a_trial_that_hangs_is_given_up(target, tmp_path, monkeypatch):
+    alone(monkeypatch, compiler(tmp_path, WRITE))
     monkeypatch.setattr(compiled, "TRIAL_SECONDS", 0.5)
     monkeypatch.setattr(compiled, "_command", lambda *_: [sys.executable, "-c", "import time; time.sleep(60)"])
-    with pytest.raises(compiled.DeviceError, match=r"no result in 0\.5 seconds"):
-        build_in(tmp_path / "builds", tiny_world)
+    with pytest.raises(DeviceError, match=r"no result in 0\.5 seconds"):
+        compiled.build_what_runs(target, FLOAT)
+
+
+def test_where_the_chosen_compiler_fails_the_systems_is_asked(target, tmp_path, monkeypatch):
+    real()
+    monkeypatch.setenv("CC", compiler(tmp_path, f"echo asked >> {tmp_path / 'asked'}; exit 1"))
+    compiled.build_what_runs(target, FLOAT)
+    assert (tmp_path / "asked").read_text().split() == ["asked"] * 2  # with threads and without
+    assert [p.name for p in target.parent.iterdir()] == ["engine.so"]
+
+
+def test_a_compiler_without_threads_makes_an_engine_for_one(target, tmp_path, monkeypatch):
+    alone(monkeypatch, compiler(tmp_path, f'case "$*" in *-fopenmp*) exit 1;; esac; exec {real()} "$@"'))
+    compiled.build_what_runs(target, FLOAT)
+    monkeypatch.setattr(runtime, "cpu_has_tiles", lambda: False)
+    torch.set_num_threads(2)
+    with torch.no_grad():
+        compiled.trial(target, FLOAT)
+
+
+@pytest.mark.parametrize("limit, needs", [("SSE41", "sse4_2"), ("AVX2", "avx2"), ("AVX512_CORE", "avx512vl")])
+def test_other_cpus_compute_the_same(target, limit, needs, monkeypatch):
+    """Of which this one is a superset: vectors of 4, 8 and 16 numbers."""
+    real()
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists() or f" {needs} " not in cpuinfo.read_text():
+        pytest.skip(f"this CPU has no {needs}")
+    monkeypatch.setenv(runtime.ISA_LIMIT, limit)
+    compiled.build_what_runs(target, FLOAT)
+    assert target.is_file()
+
+
+def test_bfloat16_computes_the_same(target):
+    real()
+    if not runtime.cpu_has_bf16():
+        pytest.skip("this CPU does not multiply bfloat16")
+    compiled.build_what_runs(target, torch.bfloat16)
+    with torch.no_grad():
+        compiled.trial(target, torch.bfloat16)
+
+
+def test_the_code_for_tiles_compiles(tmp_path):
+    """Whether it computes the same, only a CPU that has them can tell: there the test above does."""
+    code = [str(p) for p in compiled.SOURCES if p.suffix == ".c"]
+    words = [real(), *compiled.ALWAYS, "-march=sapphirerapids", "-DBF16", "-Wall", "-Wextra", "-Werror", "-fopenmp"]
+    done = subprocess.run([*words, *code, "-o", str(tmp_path / "x.so")], capture_output=True, text=True)
+    if "bad value" in done.stderr or "unsupported" in done.stderr:
+        pytest.skip("this compiler does not know such a CPU")
+    assert done.returncode == 0, done.stderr
 
 
 ENDED = """
 import sys
 from worldmodel import compiled
 wait = "import os, time; open('pid.part', 'w').write(str(os.getpid())); os.rename('pid.part', 'pid'); time.sleep(60)"
-compiled.build = lambda module, arguments, path, packed, compiler: path.write_bytes(b"half")
 compiled._command = lambda *_: [sys.executable, "-c", wait]
 sys.exit(compiled.main())
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process is killed outright there")
-def test_a_game_that_ends_during_a_trial_leaves_nothing(tiny_world, tmp_path):
-    folder = tmp_path / "builds"
+def test_a_game_that_ends_during_a_trial_leaves_nothing(target, tmp_path):
+    folder = target.parent
     folder.mkdir()
-    environment = os.environ | {"PYTHONPATH": str(Path(compiled.__file__).parents[1])}
-    command = [sys.executable, "-c", ENDED, str(tiny_world), str(folder / "pass.pt2")]
-    builder = subprocess.Popen(command, cwd=folder, env=environment)
+    environment = os.environ | {"PYTHONPATH": str(Path(compiled.__file__).parents[1]), "CC": compiler(tmp_path, WRITE)}
+    builder = subprocess.Popen([sys.executable, "-c", ENDED, str(target)], cwd=folder, env=environment)
     pid = folder / "pid"
     while not pid.exists():
         assert builder.poll() is None
         time.sleep(0.05)
-    assert any(p.name.endswith(".tmp.pt2") for p in folder.iterdir())
+    assert any(p.name.endswith(".tmp.so") for p in folder.iterdir())
     builder.terminate()
     assert builder.wait(30) == 143 and [p.name for p in folder.iterdir()] == ["pid"]
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
 
 
-@pytest.mark.slow
-def test_where_packed_weights_do_not_run_plain_ones_are_built(tiny_world, tmp_path, monkeypatch):
-    if shutil.which("g++") is None:
-        pytest.skip("no C++ compiler")
-    real = compiled.build
-    monkeypatch.setattr(compiled, "build", lambda *given: (nonsense if given[-2] else real)(*given))
-    with torch.no_grad():
-        build_in(tmp_path / "builds", tiny_world)
-    assert [p.name for p in (tmp_path / "builds").iterdir()] == ["pass.pt2"] and compiled.load_build(
-        tmp_path / "builds" / "pass.pt2"
-    ) is not None
-
-
-def test_where_nothing_of_the_chosen_compiler_runs_gxx_is_asked(tiny_world, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(compiled, "build", lambda *given: (asked.append(given[-2:]), nonsense(*given)))
-    monkeypatch.setenv("CXX", "/opt/bin/other-g++")
-    with pytest.raises(compiled.DeviceError):
-        build_in(tmp_path / "builds", tiny_world)
-    assert asked == [(True, ""), (True, "g++"), (False, ""), (False, "g++")]
-
-
-@pytest.mark.slow
-def test_a_compiler_that_links_its_runtime_statically_is_gone_round(tiny_world, tmp_path, monkeypatch):
-    """In a process of its own: torch reads ``$CXX`` once."""
-    if (gxx := shutil.which("g++")) is None:
-        pytest.skip("no C++ compiler")
-    wrapper = tmp_path / "bin" / "g++"
-    wrapper.parent.mkdir()
-    log = tmp_path / "asked"
-    static = f'case "$*" in *-shared*) echo "$@" >> {log}; set -- "$@" -static-libstdc++;; esac'
-    wrapper.write_text(f'#!/bin/sh\n{static}\nexec {gxx} "$@"\n')
-    wrapper.chmod(0o755)
-    environment = os.environ | {"CXX": str(wrapper), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
-    path = tmp_path / "pass.pt2"
-    command = compiled._command(tiny_world, path, CPU, torch.float32, 1, False)
-    done = subprocess.run(
-        command, env=environment | {"PYTHONPATH": str(Path(compiled.__file__).parents[1])}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(log.read_text().splitlines()) >= 2  # it was asked first
-    with zipfile.ZipFile(path) as package:
-        library = next(package.read(name) for name in package.namelist() if name.endswith(".so"))
-    assert b"libstdc++.so.6" in library and compiled.load_build(path) is not None
-
-
 def test_a_hidden_card_is_no_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(runtime.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    with pytest.raises(compiled.DeviceError, match="an NVIDIA card is here"):
+    with pytest.raises(DeviceError, match="an NVIDIA card is here"):
         runtime.pick_device()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert runtime.pick_device()[0].type in ("cpu", "mps")

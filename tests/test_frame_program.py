@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,10 +17,9 @@ from tests.test_session import WALK
 from tests.test_video_session import held, open_video
 from worldmodel import frame_program
 from worldmodel.action import NOOP
-from worldmodel.compiled import _PassModule
 from worldmodel.diffusion import sample
 from worldmodel.errors import DeviceError
-from worldmodel.frame_program import FrameProgram, Given, Passes
+from worldmodel.frame_program import FrameProgram, Given
 from worldmodel.models.dit import DiT
 from worldmodel.models.embeddings import rope_tables
 
@@ -156,48 +154,6 @@ def test_throughput_mode_knows_actions(tmp_path, chunk, past_noise):
     assert merged._pending is not None  # the next step commits it, or whoever needs the cache whole
     merged.snapshot()
     assert merged._pending is None
-
-
-@pytest.mark.parametrize("case", [{}, {"sink": 1}, {"chunk": 3, "frames": 3}, {"memory": 2, "memory_every": 2}], ids=str)
-def test_throughput_mode_dreams_the_same_with_the_passes_that_are_compiled(tmp_path, case):
-    """What is compiled is run as it is here: with a cache that is full from the start, and with one that fills while it plays."""
-    apart, merged = (chunky(tmp_path / name, **({"chunk": 1} | case)) for name in ("apart", "merged"))
-    one = _PassModule(merged.model, merged.cache)
-    calls: list[int] = []
-    merged._program.compiled = Passes(one, lambda *args: (calls.append(len(args)), one(*args))[1])
-    merged.merge = True
-    pairs = zip(rooms_rollout(apart), rooms_rollout(merged), strict=True)
-    assert max(int(np.abs(a.astype(int) - b).max()) for a, b in pairs) <= 1
-    merged._settle()
-    apart._settle()
-    past = slice(0, apart.cache.past * apart.cache.tokens)
-    torch.testing.assert_close(merged.cache.store[..., past, :], apart.cache.store[..., past, :], atol=1e-4, rtol=1e-4)
-    assert len(calls) >= 12 and set(calls) == {8}  # all but the first frames, whose cache is not full or who have none before them
-
-
-def test_a_compiled_engine_that_was_built_without_merging_commits_apart(tmp_path):
-    session = chunky(tmp_path, 1)
-    session.merge, session._program.compiled = True, Passes(_PassModule(session.model, session.cache))
-    session.step(WALK)
-    session.finish()
-    assert session._pending is None and session.cache.full
-
-
-def test_who_asks_for_the_compiled_engine_has_it_before_the_past_is_full(tmp_path):
-    """The passes until then are eager ones: a build is of a full cache, and a memory fills long after the start."""
-    session, plain = (chunky(tmp_path / name, 1, memory=2, memory_every=4) for name in ("asked", "plain"))
-    one, calls = _PassModule(session.model, session.cache), list[int]()
-    built = Passes(lambda *args: (calls.append(len(args)), one(*args))[1])
-    session._compiler = SimpleNamespace(
-        state="ready", ready=built, start=lambda merge: None, wait=lambda: None, poll=lambda: "ready"
-    )
-    assert not session.cache.full and not session.adopt_compiled()
-    session.use_compiled()
-    assert session.engine == "compiled" and not calls
-    for _ in range(12):
-        (a,), (b,) = session.step(WALK), plain.step(WALK)
-        assert np.abs(a.rgb.astype(int) - b.rgb.astype(int)).max() <= 1
-    assert session.cache.full and calls
 
 
 def test_draws_of_a_game_that_never_finishes_do_not_pile_up(tiny_world):

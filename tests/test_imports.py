@@ -50,7 +50,7 @@ RULES: dict[str, tuple[set[str], set[str] | None]] = {
     ),
     "worldmodel.checkpoint": (BOTTOM | {"worldmodel.models", "worldmodel.runtime", "worldmodel.sums", "worldmodel.cli"}, None),
     "worldmodel.compiled": (
-        BOTTOM | {"worldmodel.models", "worldmodel.checkpoint", "worldmodel.runtime", "worldmodel.frame_program"},
+        BOTTOM | {"worldmodel.models", "worldmodel.kernels", "worldmodel.runtime"},
         {"torch"},
     ),
     "worldmodel.frame_program": (BOTTOM | {"worldmodel.models", "worldmodel.diffusion", "worldmodel.runtime"}, {"torch"}),

@@ -158,22 +158,6 @@ def test_forced_kernels_are_part_of_an_exported_graph(monkeypatch: pytest.Monkey
     assert [str(node.target) for node in program.graph.nodes].count("triton_kernel_wrapper_mutation") == 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_as_products_is_attention(dtype: torch.dtype) -> None:
-    torch.manual_seed(3)
-    q, k, v = (torch.randn(2, 3, n, 64).to(dtype) for n in (7, 95, 95))
-    out = reference.product_attention(q, k, v)
-    assert out.dtype == dtype and error(out, reference.attention(q.double(), k.double(), v.double())) <= TOLERANCE[dtype]
-
-
-def test_only_graphs_for_a_cpu_hold_attention_as_products() -> None:
-    q, store = torch.zeros(1, 2, 40, 64), torch.zeros(2, 1, 2, 480, 64)
-    with torch.no_grad():
-        targets = [str(node.target) for node in torch.export.export(Ring(), (q, store), strict=False).graph.nodes]
-    assert any("matmul" in t for t in targets) and not any("scaled_dot_product" in t for t in targets)
-    assert torch.equal(Ring()(q + 1, store), reference.attention(q + 1, store[0], store[1]))
-
-
 def test_block_attention_is_one_operator_of_a_traced_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("WORLDMODEL_KERNELS", "triton")

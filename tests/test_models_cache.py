@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.models.kv_cache import KVCache, MergedCache
+from worldmodel.models.kv_cache import KVCache
 
 TOKENS, LAYERS = 3, 2
 
@@ -152,30 +152,6 @@ def test_with_gradients_the_store_is_left_alone() -> None:
     (keys.sum() + 2 * values.sum()).backward()
     assert k.grad is not None and (k.grad == 1).all() and v.grad is not None and (v.grad == 2).all()
     assert torch.equal(cache.store.nan_to_num(7.0), before.nan_to_num(7.0))
-
-
-@pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("chunk, sink, memory", [(1, 0, 0), (1, 2, 0), (2, 1, 0), (1, 0, 2), (2, 1, 2)])
-def test_a_cache_over_other_tensors_does_with_them_what_it_does_with_its_own(
-    chunk: int, sink: int, memory: int, merged: bool
-) -> None:
-    torch.manual_seed(3)
-    cache, other = (make(sink + 3 * chunk + 1, chunk, sink, memory=memory, every=3) for _ in range(2))
-    while not cache.full:
-        look(cache, chunk)
-        cache.commit()
-    for _ in range(3):  # wherever the ring is
-        other.restore(cache.snapshot())
-        before, layers = other.store.clone(), [(k.clone(), v.clone()) for k, v in other.layers]
-        one, two = cache, other.over(layers)
-        seen = (MergedCache(one, one.rows()), MergedCache(two, two.rows())) if merged else (one, two)
-        for layer in range(LAYERS):
-            q, k, v = torch.randn(3, 1, 2, (1 + merged) * chunk * TOKENS, 4)
-            assert torch.equal(*(c.attend(layer, q, k, v, False) for c in seen))
-        assert torch.equal(other.store.nan_to_num(7.0), before.nan_to_num(7.0))
-        written = torch.stack([torch.stack(pair) for pair in layers])
-        assert torch.equal(cache.store.nan_to_num(7.0), written.nan_to_num(7.0))
-        cache.advance() if merged else cache.commit()
 
 
 def test_a_window_too_small_is_refused() -> None:

@@ -16,7 +16,6 @@ from worldmodel import runtime
 from worldmodel.action import NOOP, Action
 from worldmodel.checkpoint import export_world, load_world
 from worldmodel.errors import ConfigError, DeviceError
-from worldmodel.models.dit import DiT
 from worldmodel.world import World
 
 WALK = Action(frozenset({"forward"}), (3.0, 0.0))
@@ -167,51 +166,3 @@ def test_threads_are_measured_again_when_steps_have_become_slow(tiny_world, monk
     assert session.review_threads(0.2) == 1 and session.threads == torch.get_num_threads() == 1
     given = worldmodel.load(str(tiny_world), device="cpu", threads=1)
     assert all(given.review_threads(60.0) is None for _ in range(100))  # a number that was asked for is kept
-
-
-@pytest.mark.slow
-def test_a_compiled_flow_map_knows_where_its_steps_end(tiny_world, tmp_path, monkeypatch):
-    import shutil
-
-    if shutil.which("g++") is None:
-        pytest.skip("no C++ compiler")
-    monkeypatch.setenv("WORLDMODEL_CACHE", str(tmp_path / "cache"))
-    world = load_world(tiny_world)
-    model = dataclasses.replace(world.config.model, flow_map=True)
-    config = dataclasses.replace(world.config, model=model, sampler=dataclasses.replace(world.config.sampler, kind="flow_map"))
-    torch.manual_seed(1)
-    net = DiT(model)
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    export_world(tmp_path / "map", config, net.state_dict(), world.codec_state, world.spawns, "# map\n")
-    options = {"device": "cpu", "threads": 1, "dtype": torch.float32}
-    eager, quick = (worldmodel.load(str(tmp_path / "map"), **options, compile=c) for c in ("off", "on"))
-    for a, b in zip(play(eager, [WALK] * 3), play(quick, [WALK] * 3), strict=True):
-        assert np.abs(a.astype(int) - b).max() <= 1
-    torch.testing.assert_close(eager.cache.store, quick.cache.store, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.slow
-def test_compiled_engine_equals_eager(tiny_world, tmp_path, monkeypatch):
-    import shutil
-
-    if shutil.which("g++") is None:
-        pytest.skip("no C++ compiler")
-    monkeypatch.setenv("WORLDMODEL_CACHE", str(tmp_path / "cache"))
-    options = {"device": "cpu", "threads": 1, "dtype": torch.float32}
-    eager = worldmodel.load(str(tiny_world), **options)
-    quick = worldmodel.load(str(tiny_world), **options, compile="on")
-    assert quick.engine == "compiled"
-    for _ in range(6):
-        (a,), (b,) = eager.step(WALK), quick.step(WALK)
-        assert np.abs(a.rgb.astype(int) - b.rgb.astype(int)).max() <= 1
-    torch.testing.assert_close(eager.cache.store, quick.cache.store, atol=1e-4, rtol=1e-4)
-    again = worldmodel.load(str(tiny_world), **options)
-    again.start_compile()
-    assert again.compile_state == "ready"  # kept from the first build
-    assert compiler_modules(tiny_world, ", compile='on'") == "[] compiled"  # nor does the second start
-    before = again.cache.store[..., : again.cache.past * again.cache.tokens, :].clone()
-    assert again._compiled_wins(again._compiler) in (True, False) and again.engine == "eager"
-    assert torch.equal(again.cache.store[..., : again.cache.past * again.cache.tokens, :], before)  # trials leave the past alone
-    monkeypatch.setattr(again, "_compiled_wins", lambda compiler: False)
-    assert not again.adopt_compiled() and (again.engine, again.compile_state) == ("eager", "slower")

@@ -1,63 +1,50 @@
-"""Denoising passes, compiled ahead of time into libraries that are kept between runs: the pass over one chunk, and for throughput
-mode the pass that also commits the chunk before.
+"""The compiled engine of a CPU: passes and pictures each in one call of C (`kernels/native`), built by the machine's own compiler
+for the CPU at hand, once, and kept between runs.
 
-The build runs in a process of its own at low priority (`python -m worldmodel.compiled ...`), so that a game in eager mode keeps its
-rate meanwhile; loading a finished build takes milliseconds, no tracing, and nothing of torch's compiler. A build is one pass, valid
-for one world, code, dtype, thread count, torch version and kind of CPU: all are part of its file name, how many cores there are is
-not. It is kept only after another process has loaded it and taken a pass: machine code that crashes must not take a game with it.
+The build takes seconds and runs in a process of its own at low priority (`python -m worldmodel.compiled ...`), so that a game in
+eager mode keeps its rate meanwhile. It knows nothing of a world: its file name tells the source, the type and the kind of CPU. It
+is kept only after another process has compared what it computes with PyTorch: code that crashes must not take a game with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import warnings
-from itertools import chain, product
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from worldmodel import runtime
-from worldmodel.checkpoint import LoadedWorld, load_world
+from worldmodel import kernels, runtime
+from worldmodel.config import CodecConfig, DiTConfig
 from worldmodel.errors import DeviceError, WorldModelError
-from worldmodel.frame_program import Pass, Passes
-from worldmodel.models.attention import AttentionContext, Layout
+from worldmodel.models.attention import Layout
+from worldmodel.models.codec import FrameCodec, to_uint8
 from worldmodel.models.dit import DiT
-from worldmodel.models.kv_cache import KVCache, Layers, MergedCache
+from worldmodel.models.native import NativeWorld, load_library
 
-TRIAL_SECONDS = 300  # a busy machine takes ten; what takes longer hangs
-
-
-class _PassModule(nn.Module):
-    """`DiT.velocity` against a full cache, as a function: nothing but its arguments is read or written. See `Pass`."""
-
-    def __init__(self, model: DiT, cache: KVCache) -> None:
-        """cache: of the shapes of play."""
-        super().__init__()
-        self.model, self.cache = model, cache
-
-    def forward(
-        self,
-        noisy: Tensor,
-        level: Tensor,
-        actions: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        past: Layers,
-        clean: Tensor | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:
-        cache = self.cache.over(past)
-        seen = cache if rows is None else MergedCache(cache, rows)
-        condition = self.model.condition(level, self.model.action(actions) if self.model.action is not None else None)
-        return self.model.velocity(noisy, condition, AttentionContext(cos, sin, cache=seen), clean=clean)
+SOURCES = sorted((Path(kernels.__file__).parent / "native").glob("*.[ch]"))
+ALWAYS = ("-std=gnu11", "-O3", "-fno-math-errno", "-shared", "-fPIC")
+THREADED, ALONE = ("-fopenmp",), ()
+LIMITED = {  # what compilers call the CPUs that `runtime.ISA_LIMIT` makes of this one
+    "SSE41": "nehalem",
+    "AVX": "sandybridge",
+    "AVX2": "haswell",
+    "AVX2_VNNI": "haswell",
+    "AVX512_CORE": "skylake-avx512",
+    "AVX512_CORE_VNNI": "cascadelake",
+}
+TRIAL_SECONDS = 120  # a busy machine takes ten; what takes longer hangs
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}  # of a trial, as a part of the largest number
+LEVELS = {torch.float32: 1, torch.bfloat16: 6}  # of 256 of its picture
 
 
 def cache_folder() -> Path:
@@ -68,78 +55,36 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "worldmodel"
 
 
-def build_path(world: LoadedWorld, device: torch.device, dtype: torch.dtype, threads: int, merged: bool = False) -> Path:
-    """File of the build for these conditions, existing or not. merged: of the pass that commits the chunk before."""
-    here = Path(__file__)
-    files = (p for folder in ("models", "kernels") for p in sorted((here.parent / folder).glob("*.py")))
-    source = b"".join(p.read_bytes() for p in (here, *files))
-    chip = runtime.cpu_name(), runtime.cpu_arithmetic()
-    facts = (world.weights_hash, world.config.to_json(), str(dtype), device.type, chip, threads, torch.__version__, source)
-    kind = "-merged" if merged else ""
-    return cache_folder() / f"{world.config.name}{kind}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.pt2"
-
-
-def load_build(path: Path) -> Pass | None:
-    """The compiled pass in `path`, or None if it is not there. Raises DeviceError if it is there but cannot be used."""
-    if not path.is_file():
-        return None
-    try:
-        # what torch._inductor.aoti_load_package wraps; its import alone takes longer than the loading
-        loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)  # type: ignore[attr-defined]
-    except (RuntimeError, OSError, ValueError) as error:
-        raise DeviceError(f"the compiled engine {path} cannot be loaded ({error}): delete it, it will be built again") from error
-
-    def run(noisy: Tensor, level: Tensor, actions: Tensor, cos: Tensor, sin: Tensor, past: Layers, *more: Tensor) -> Tensor:
-        (velocity,) = loader.boxed_run([noisy, level, actions, cos, sin, *chain.from_iterable(past), *more])
-        return velocity  # type: ignore[no-any-return]
-
-    return run
-
-
-def start_build(
-    world_folder: Path, path: Path, device: torch.device, dtype: torch.dtype, threads: int, merged: bool = False
-) -> subprocess.Popen[str]:
-    """Build `path` in another process. Its exit status is 0 when `path` is there; the last line it printed says what went wrong."""
-    command = _command(world_folder, path, device, dtype, threads, merged)
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment())
-
-
-def _command(
-    world: Path, path: Path, device: torch.device, dtype: torch.dtype, threads: int, merged: bool, *more: str
-) -> list[str]:
-    command = [sys.executable, "-m", "worldmodel.compiled", str(world), str(path)]
-    command += ["--device", device.type, "--dtype", str(dtype).removeprefix("torch."), "--threads", str(threads)]
-    return command + (["--merged"] if merged else []) + list(more)
-
-
-def _environment() -> dict[str, str]:
-    root = str(Path(__file__).resolve().parents[1])
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+def library_path(dtype: torch.dtype) -> Path:
+    """File of the build for weights of this type on this CPU, existing or not."""
+    facts = [p.read_bytes() for p in SOURCES], ALWAYS, _target(), dtype, runtime.cpu_name(), runtime.cpu_arithmetic()
+    return cache_folder() / f"native-{_name(dtype)}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.so"
 
 
 class Compiler:
-    """The compiled passes of one world under given conditions: kept from earlier runs, or built in the background.
+    """The compiled engine of a world on a CPU: kept from earlier runs, or built in the background.
 
-    state: ``off``, ``building``, ``ready``, ``slower`` or ``failed: reason``. ready: the passes, once they are there.
+    state: ``off``, ``building``, ``ready``, ``slower`` or ``failed: reason``. ready: the world by it, once it is there.
     """
 
-    def __init__(self, world: LoadedWorld, folder: Path, device: torch.device, dtype: torch.dtype, threads: int) -> None:
-        self._folder, self._device, self._dtype, self._threads = folder, device, dtype, threads
-        self._paths = {merged: build_path(world, device, dtype, threads, merged) for merged in (False, True)}
-        self._wanted: tuple[bool, ...] = (False,)
-        self._loaded: dict[bool, Pass] = {}
+    def __init__(self, dtype: torch.dtype, make: Callable[[ctypes.CDLL], NativeWorld]) -> None:
+        """make: the world by a library that was built for weights of this type."""
+        self._dtype, self._make = dtype, make
+        self._path = library_path(dtype)
         self._building: subprocess.Popen[str] | None = None
         self.state = "off"
-        self.ready: Passes | None = None
+        self.ready: NativeWorld | None = None
 
-    def start(self, merge: bool = False) -> None:
-        """Load what earlier runs built, start building the rest; does nothing the second time, unless merging is a new wish.
-
-        merge: with the pass that merges.
-        """
-        if self.state == "off" or (self.state == "ready" and merge and self.ready is not None and self.ready.merged is None):
-            self._wanted = (False, True) if merge else (False,)
-            self._go_on()
+    def start(self) -> None:
+        """Load what an earlier run built, or start building it; does nothing the second time."""
+        if self.state != "off":
+            return
+        if not self._load():
+            command = _command(self._path, self._dtype)
+            self._building = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment()
+            )
+            self.state = "building"
 
     def poll(self) -> str:
         """The state now."""
@@ -148,8 +93,8 @@ class Compiler:
         return self.state
 
     def wait(self) -> None:
-        """Block until the passes are ready. Raises DeviceError if one could not be built."""
-        while self._building is not None:
+        """Block until it is ready. Raises DeviceError if it could not be built."""
+        if self._building is not None:
             self._end()
         if self.state != "ready":
             raise DeviceError(f"the engine could not be compiled ({self.state}): play with --compile off")
@@ -169,100 +114,98 @@ class Compiler:
         assert self._building is not None
         output, _ = self._building.communicate()
         failed, self._building = self._building.returncode != 0, None
-        if failed:
+        if failed or not self._load():
             self.state = f"failed: {(output.strip().splitlines() or ['no reason given'])[-1][:200]}"
-        else:
-            self._go_on()
 
-    def _go_on(self) -> None:
-        """Load the passes that are wanted, up to one that is still to be built."""
-        for merged in self._wanted:
-            path = self._paths[merged]
-            try:
-                found = self._loaded.get(merged) or load_build(path)
-            except DeviceError as error:
-                self.state = f"failed: {error}"
-                return
-            if found is None:
-                self._building = start_build(self._folder, path, self._device, self._dtype, self._threads, merged)
-                self.state = "building"
-                return
-            self._loaded[merged] = found
-        self.ready, self.state = Passes(self._loaded[False], self._loaded.get(True)), "ready"
+    def _load(self) -> bool:
+        """Whether there was something to load, whatever came of it."""
+        if not self._path.is_file():
+            return False
+        try:
+            self.ready = self._make(load_library(self._path, self._dtype, runtime.cpu_has_tiles()))
+            self.state = "ready"
+        except DeviceError as error:
+            self.state = f"failed: {error}"
+        return True
 
 
-def _example(world: LoadedWorld, device: torch.device, dtype: torch.dtype, merged: bool) -> tuple[nn.Module, tuple[Any, ...]]:
-    """The pass of `world` and arguments of the shapes of steady play."""
-    config = world.config
-    model = world.build()[0].to(device, dtype)
-    sampler, (channels, height, width) = config.sampler, config.latent_size
-    cache = model.make_cache((height, width), **sampler.kept)
-    noisy = torch.zeros(1, sampler.chunk, channels, height, width, device=device, dtype=dtype)
-    frames = 2 * sampler.chunk if merged else sampler.chunk
-    sigma = torch.ones(1, frames, device=device)
-    actions = torch.zeros(1, frames, config.actions.width, device=device, dtype=dtype)
-    ctx = model.context((1, frames, *noisy.shape[2:]), device, Layout.bidirectional(), cache=cache)
-    arguments: tuple[Any, ...] = (noisy, model.level(sigma), actions, ctx.cos, ctx.sin, cache.layers)
-    arguments += (torch.zeros_like(noisy), cache.rows().to(device)) if merged else ()
-    return _PassModule(model, cache), arguments
+def build_what_runs(path: Path, dtype: torch.dtype) -> None:
+    """Build the library and keep it in `path`, whole or not at all, once a process of its own has tried it.
 
-
-def build(module: nn.Module, arguments: tuple[Any, ...], path: Path, packed: bool, compiler: str = "") -> None:
-    """Compile `module` for `arguments` into `path`. packed: weights as the CPU's matrix instructions read them, which is faster.
-
-    compiler: of C++; by default the one that torch takes, ``$CXX`` or else g++.
+    ``$CC`` is asked first, then the system's compilers, each with threads and, where it has none, without.
+    Raises DeviceError if nothing that they build runs.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(module, arguments, strict=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        configs: dict[str, Any] = {"freezing": packed} | ({"cpp.cxx": (None, compiler)} if compiler else {})
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
-
-
-def trial(path: Path, arguments: tuple[Any, ...]) -> None:
-    """Load the build and take one pass. Raises DeviceError if it is not there or gives what is no number."""
-    run = load_build(path)
-    if run is None or not bool(run(*arguments).isfinite().all()):
-        raise DeviceError(f"the compiled engine {path} gives no numbers")
-
-
-def build_what_runs(
-    world_folder: Path, path: Path, device: torch.device, dtype: torch.dtype, threads: int, merged: bool = False
-) -> None:
-    """Build the pass of a world and keep it in `path`, whole or not at all, once a process of its own has tried it.
-
-    Packed weights first, which are faster, then plain ones; where ``$CXX`` names a compiler, and what it makes does not run, the
-    same by g++. (One that links its runtime statically makes libraries that crash in a process with another.)
-    Raises DeviceError if none of them runs.
-    """
-    module, arguments = _example(load_world(world_folder), device, dtype, merged)
-    fresh, reason = path.with_name(f"{path.stem}.{os.getpid()}.tmp.pt2"), ""
+    names = dict.fromkeys(filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))
+    found = [name for name in names if shutil.which(name)]
+    if not found:
+        raise DeviceError("no C compiler is here (gcc or clang)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh, reason = path.with_name(f"{path.stem}.{os.getpid()}.tmp.so"), ""
+    kind, code = ("-DBF16",) if dtype == torch.bfloat16 else (), [str(p) for p in SOURCES if p.suffix == ".c"]
     try:
-        kinds = (True, False) if device.type == "cpu" else (False,)
-        named = os.environ.get("CXX") or "g++"
-        compilers = ("", "g++") if named != "g++" and shutil.which("g++") else ("",)
-        for packed, compiler in product(kinds, compilers):
-            try:
-                build(module, arguments, fresh, packed, compiler)
-            except RuntimeError as error:
-                if compiler == compilers[-1]:
-                    raise
-                reason = str(error).splitlines()[0]
-                continue
-            command = _command(world_folder, fresh, device, dtype, threads, merged, "--trial")
-            reason = _tried(command)
+        for compiler, threads in product(found, (THREADED, ALONE)):
+            command = [compiler, *ALWAYS, f"-march={_target()}", *threads, *kind, *code, "-o", str(fresh)]
+            reason = _tried(command) or _tried(_command(fresh, dtype, "--trial"))
             if not reason:
                 fresh.replace(path)
                 return
     finally:
         fresh.unlink(missing_ok=True)
-    by = " and then g++" if len(compilers) > 1 else ""
-    raise DeviceError(f"what torch {torch.__version__} builds by {named}{by} does not run on this machine ({reason})")
+    raise DeviceError(f"what {' and '.join(found)} build does not run on this machine ({reason})")
+
+
+def trial(path: Path, dtype: torch.dtype) -> None:
+    """Load the build and compare a small world by it with PyTorch in float32. Raises DeviceError where they differ."""
+    torch.manual_seed(0)
+    library, (height, width) = load_library(path, dtype, runtime.cpu_has_tiles()), (10, 14)  # 35 tokens: no multiple of anything
+    cfg = DiTConfig(dim=128, layers=2, heads=2, ffn_dim=192, in_channels=8, out_channels=8, freq_dim=32, action_dim=0)
+    networks, codecs = (
+        [DiT(cfg) for _ in range(2)],
+        [FrameCodec(CodecConfig(channels=8, decoder_widths=(32, 32, 64))) for _ in range(2)],
+    )
+    for parameter in (*networks[0].parameters(), *codecs[0].parameters()):
+        std = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1  # numbers stay as large as they are
+        nn.init.normal_(parameter, std=std).copy_(parameter.to(dtype))
+    for truth, ours in zip((networks[0], codecs[0]), (networks[1], codecs[1]), strict=True):
+        ours.to(dtype).load_state_dict(truth.state_dict())
+    native = NativeWorld(library, networks[1], codecs[1], (height, width))
+    caches = [network.make_cache((height, width), window=4) for network in networks]
+    for _ in range(5):
+        noisy, level = torch.randn(1, 1, cfg.in_channels, height, width), networks[0].level(torch.rand(1, 1))
+        seen = [networks[0].context(noisy.shape, noisy.device, Layout.bidirectional(), cache=cache) for cache in caches]
+        wanted = networks[0].velocity(noisy, networks[0].condition(level), seen[0])
+        _same(path, native.network(noisy.to(dtype), level, seen[1]), wanted, TOLERANCE[dtype] * float(wanted.abs().max()))
+        for cache in caches:
+            cache.commit()
+    latent = torch.randn(1, 8, height, width)
+    _same(path, native.decoder(latent[0]), to_uint8(codecs[0].decode(latent))[0], LEVELS[dtype])
+
+
+def _same(path: Path, given: Tensor, wanted: Tensor, tolerance: float) -> None:
+    error = float((given.float() - wanted.float()).abs().max())
+    if not error <= tolerance:
+        raise DeviceError(f"the compiled engine {path} computes something else (off by {error:.2g}, {tolerance:.2g} is rounding)")
+
+
+def _target() -> str:
+    return LIMITED.get(os.environ.get(runtime.ISA_LIMIT, "").upper(), "native")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _command(path: Path, dtype: torch.dtype, *more: str) -> list[str]:
+    return [sys.executable, "-m", "worldmodel.compiled", str(path), "--dtype", _name(dtype), *more]
+
+
+def _environment() -> dict[str, str]:
+    root = str(Path(__file__).resolve().parents[1])
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
 
 
 def _tried(command: list[str]) -> str:
-    """Why what `command` tries does not run here; empty if it does."""
+    """Why `command` does not work here; empty if it does."""
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment(), timeout=TRIAL_SECONDS
@@ -271,31 +214,27 @@ def _tried(command: list[str]) -> str:
         return f"no result in {TRIAL_SECONDS} seconds"
     if done.returncode < 0:
         return f"signal {-done.returncode}"
-    return (done.stdout.strip().rpartition("\n")[2] or "no reason given") if done.returncode else ""
+    lines = done.stdout.strip().splitlines() or ["no reason given"]
+    reason = next((line for line in lines if "error: " in line), lines[-1])  # compilers go on about it
+    return reason if done.returncode else ""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m worldmodel.compiled", description=__doc__)
-    parser.add_argument("world", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--merged", action="store_true")
+    parser.add_argument("--dtype", default="float32", choices=[_name(dtype) for dtype in TOLERANCE])
     parser.add_argument("--trial", action="store_true", help="only try the build that is in `out`")
     args = parser.parse_args()
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    dtype = getattr(torch, args.dtype)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the game has ended: leave no half of a build and no trial behind
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
+    work: Callable[[Path, torch.dtype], None] = trial if args.trial else build_what_runs
+    if hasattr(os, "nice") and not args.trial:
+        os.nice(10)
     try:
         with torch.no_grad():
-            if args.trial:
-                trial(args.out, _example(load_world(args.world), device, dtype, args.merged)[1])
-            else:
-                if hasattr(os, "nice"):
-                    os.nice(10)
-                build_what_runs(args.world, args.out, device, dtype, args.threads, args.merged)
-    except (WorldModelError, RuntimeError, OSError) as error:
+            work(args.out, dtype)
+    except (WorldModelError, OSError) as error:
         print(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}")
         return 1
     return 0

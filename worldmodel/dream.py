@@ -29,7 +29,7 @@ Draw = tuple[int, str, int, int]  # of noise: seed, purpose, number of the chunk
 class Dream:
     """A learned world that is played chunk by chunk. Not thread-safe: use it from the thread that made it.
 
-    engine: ``eager``; ``graphs`` (the same passes as CUDA graphs) on an NVIDIA GPU, ``compiled`` elsewhere, once adopted.
+    engine: ``eager``; ``graphs`` (the same passes as CUDA graphs) on an NVIDIA GPU, ``compiled`` on a CPU, once adopted.
     merge: throughput mode, in which a chunk is committed by the first pass of the next one instead of by `finish`: fewer and larger
     products, but the commit then lies between an action and its picture. The maths is the same, the order of rounding is not.
     """
@@ -179,12 +179,9 @@ class Dream:
         return self._state if self._compiler is None else self._compiler.state
 
     def start_compile(self) -> None:
-        """Load the compiled engine if an earlier run built it, else start building it in the background; see `compile_state`.
-
-        In throughput mode it is an engine that merges, which takes two builds.
-        """
+        """Load the compiled engine if an earlier run built it, else start building it in the background; see `compile_state`."""
         if self._compiler is not None:
-            self._compiler.start(self.merge and self.cache.mergeable)
+            self._compiler.start()
 
     def poll_compile(self) -> str:
         """State of the other engine: ``off``, ``building``, ``ready``, ``slower``, ``failed: reason``; empty where there is none.
@@ -231,20 +228,19 @@ class Dream:
         return True
 
     def _adopt_build(self, compiler: Compiler, always: bool) -> bool:
-        if not always:
-            if not self.cache.full:  # a build is of a full cache: until then its passes are eager ones
-                return False
-            if not self._compiled_wins(compiler):
-                compiler.state = "slower"
-                return False
-        self._program.compiled, self.engine = compiler.ready, "compiled"
+        assert compiler.ready is not None
+        if not always and not self._compiled_wins(compiler):
+            compiler.state = "slower"
+            return False
+        self._program.compiled, self.engine = compiler.ready.network, "compiled"
         return True
 
     def _compiled_wins(self, compiler: Compiler) -> bool:
         """A few passes of each engine: on some CPUs the eager one is faster."""
+        assert compiler.ready is not None
         best = [math.inf, math.inf]
         for _ in range(TRIALS):
-            for i, self._program.compiled in enumerate((None, compiler.ready)):
+            for i, self._program.compiled in enumerate((None, compiler.ready.network)):
                 best[i] = min(best[i], runtime.timed(self._trial))
         self._program.compiled = None
         return best[1] < best[0]

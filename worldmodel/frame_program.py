@@ -23,26 +23,14 @@ from worldmodel.diffusion import sample
 from worldmodel.models.attention import AttentionContext, Layout
 from worldmodel.models.dit import Condition, DiT, TextStates
 from worldmodel.models.kv_cache import KVCache, MergedCache, RollingCache
+from worldmodel.models.native import NativeDiT
 from worldmodel.runtime import capture_graph, upload
-
-Pass = Callable[..., Tensor]
-"""A compiled pass against a full cache: (noisy, level, actions, cos, sin, `KVCache.layers`) -> velocity. To the cache it writes
-what the network's own pass does. level: `DiT.level`. One that merges is also given (..., finished chunk, `KVCache.rows`): level,
-actions, cos and sin are of both chunks then."""
 
 Levels = tuple[float, float]
 """The noise level of a pass, and the one it steps down to."""
 
 Step = Callable[[Tensor, Levels], Tensor]
 """A pass with everything but its latents and its noise levels given -> velocity."""
-
-
-@dataclass(frozen=True)
-class Passes:
-    """The compiled passes of a world: over one chunk, and the one that merges; None where that was not asked for."""
-
-    single: Pass
-    merged: Pass | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +66,13 @@ class FrameProgram:
 
     def __init__(self, model: DiT, cache: KVCache, sampler: SamplerConfig) -> None:
         self.capture = False  # run as CUDA graphs; a CUDA device is needed
-        self.compiled: Passes | None = None  # in place of the network's own pass, where the cache is full
+        self.compiled: NativeDiT | None = None  # in place of the network's own passes
         self._model, self._cache, self._kind = model, cache, sampler.kind
         self._device = cache.store.device
         self._buffers: dict[str, Tensor] = {}
         self._levels: dict[Levels, Condition] = {}
         self._draws: dict[tuple[float, ...], dict[int, Tensor]] = {}
+        self._embedded: dict[int, tuple[Tensor, Tensor]] = {}  # the last actions of so many frames
         self._text: TextStates | None = None
         self._text_source: TextStates | None = None
         self._met: set[tuple[object, ...]] = set()
@@ -98,8 +87,7 @@ class FrameProgram:
     @property
     def can_merge(self) -> bool:
         """Whether `denoise` can commit the chunk before."""
-        lacks = self.compiled is not None and self.compiled.merged is None and self._cache.full
-        return self._cache.mergeable and not lacks
+        return self._cache.mergeable
 
     def denoise(
         self,
@@ -160,7 +148,18 @@ class FrameProgram:
 
     def commit(self, chunk: Tensor, given: Given, level: float) -> None:
         """Put a chunk (1,T,C,H,W) into the cache, see `Finished`."""
-        self._one_pass("commit", chunk, (level, level), given)
+        pair = level, level
+        self._prepare(pair, chunk.shape[1])
+        x, (ctx, actions) = self._put("latent", chunk), self._fill(chunk.shape, given, "")
+        ctx = replace(ctx, cache=self._cache)
+
+        def run() -> Tensor:
+            action = self._embed(actions)
+            if self.compiled is not None:
+                return self.compiled(x, self._told((pair,), action), ctx, finish=False)
+            return self._model.velocity(x, self._condition((pair,), action), ctx, self._text)
+
+        self._run(("commit", *pair), run)
         self._cache.commit()
 
     def look_ahead(self, latent_size: tuple[int, int, int], chunks: int = 1) -> None:
@@ -171,12 +170,10 @@ class FrameProgram:
 
     def trial(self, noise: Tensor, sigma: float, given: Given) -> None:
         """One denoising pass, as frames have several; it changes nothing but the cache's scratch."""
-        self._one_pass("trial", noise, (sigma, 0.0), given)
-
-    def _one_pass(self, name: str, latent: Tensor, pair: Levels, given: Given) -> None:
-        self._prepare(pair, latent.shape[1])
-        x, begin = self._put("latent", latent), self._stage(latent.shape, given)
-        self._run((name, *pair), lambda: next(begin())(x, pair))
+        pair = sigma, 0.0
+        self._prepare(pair, noise.shape[1])
+        x, begin = self._put("latent", noise), self._stage(noise.shape, given)
+        self._run(("trial", *pair), lambda: next(begin())(x, pair))
 
     def _run(self, name: tuple[object, ...], work: Callable[[], Tensor], changes_past: bool = False) -> Tensor:
         """Work over the buffers; as a graph from the second time on: the first run makes what a graph must find."""
@@ -241,20 +238,11 @@ class FrameProgram:
 
         level: that the network is told of the clean one.
         """
-        before = () if clean is None else ((level, level),)
-        if self.compiled is None or not cache.full:
-            ctx, action = replace(ctx, cache=cache), self._embed(actions)
-            return lambda x, pair: self._model.velocity(x, self._condition((*before, pair), action), ctx, self._text, clean)
-        assert actions is not None, "worlds that are compiled have actions"
-        run, more = self.compiled.single, tuple[Tensor, ...]()
-        if isinstance(cache, MergedCache):
-            assert self.compiled.merged is not None and clean is not None
-            run, more = self.compiled.merged, (clean, cache.rows)
-
-        def step(x: Tensor, pair: Levels) -> Tensor:
-            return run(x, self._level((*before, pair)), actions, ctx.cos, ctx.sin, cache.layers, *more)
-
-        return step
+        ctx, before, compiled = replace(ctx, cache=cache), () if clean is None else ((level, level),), self.compiled
+        action = self._embed(actions)
+        if compiled is not None:
+            return lambda x, pair: compiled(x, self._told((*before, pair), action), ctx, clean)
+        return lambda x, pair: self._model.velocity(x, self._condition((*before, pair), action), ctx, self._text, clean)
 
     def _fill(self, shape: Sequence[int], given: Given, prefix: str) -> tuple[AttentionContext, Tensor | None]:
         """Copy what passes over latents of `shape` depend on, the latents left out, into buffers -> these."""
@@ -269,19 +257,29 @@ class FrameProgram:
         return AttentionContext(cos, sin, cameras), actions
 
     def _embed(self, actions: Tensor | None) -> Tensor | None:
-        return None if self._model.action is None else self._model.action(actions)
+        """Once a frame, and not at all while the player does the same; what is captured must hang on the buffer alone."""
+        embed = self._model.action
+        if embed is None or actions is None or actions.device.type != "cpu":
+            return None if embed is None else embed(actions)
+        before, embedded = self._embedded.get(actions.shape[1], (None, None))
+        if before is None or self.capture or not torch.equal(before, actions):
+            before, embedded = self._embedded[actions.shape[1]] = actions.clone(), embed(actions)
+        return embedded
 
     def _condition(self, pairs: Sequence[Levels], action: Tensor | None) -> Condition:
         """Of one chunk, or of several in a row. Without actions all of it is known beforehand."""
         if action is not None:
-            return self._model.condition(self._level(pairs), action)
+            return self._model.condition(self._told(pairs, action))
         known = [self._levels[pair] for pair in pairs]
-        return known[0] if len(known) == 1 else Condition(self._level(pairs), torch.cat([one.modulation for one in known], dim=1))
+        if len(known) == 1:
+            return known[0]
+        return Condition(self._told(pairs, None), torch.cat([one.modulation for one in known], dim=1))
 
-    def _level(self, pairs: Sequence[Levels]) -> Tensor:
-        """What the network makes of the noise levels of one chunk, or of several in a row."""
+    def _told(self, pairs: Sequence[Levels], action: Tensor | None) -> Tensor:
+        """What the network is told of the frames of one chunk, or of several in a row: their noise levels, and the action."""
         known = [self._levels[pair].e for pair in pairs]
-        return known[0] if len(known) == 1 else torch.cat(known, dim=1)
+        levels = known[0] if len(known) == 1 else torch.cat(known, dim=1)
+        return levels if action is None else levels + action
 
     def _stage_text(self, text: TextStates | None) -> None:
         """Text states are large: they are copied when the prompt has changed, not every frame."""

@@ -123,7 +123,7 @@ def measure(
         "actions_timed": steps,
         "matmul_peak_tflops": runtime.matmul_peak(device, session._dtype) / 1e12,
     }
-    work = _flops(session, progress)
+    work = work_of_action(session, progress)
     card |= {"tflop_per_action": work / 1e12, "load_average_after": None, "engines_asked": engines, "engines": {}}
     switch = Engines(session, progress)
     for number, name in enumerate(engines, 1):
@@ -151,9 +151,10 @@ def _act(session: Session) -> tuple[float, float]:
     return shown, time.perf_counter() - begun
 
 
-def _flops(session: Session, progress: Progress) -> int:
-    """Of one action with a full cache: products and convolutions, as PyTorch counts them. It looks into neither our kernels nor its
-    own attention for CPUs, which is done as products for once."""
+def work_of_action(session: Session, progress: Progress | None = None) -> int:
+    """FLOP of one action of an eager session with a full cache: products and convolutions, as PyTorch counts them. It looks into
+    neither our kernels nor its own attention for CPUs, which is done as products for once."""
+    progress = progress or Progress()
     progress.say("counting the work of an action")
     plainly = sdpa_kernel(SDPBackend.MATH) if session.device == "cpu" else nullcontext()
     with kernels.chosen("reference"), plainly:

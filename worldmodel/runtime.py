@@ -72,6 +72,12 @@ def cpu_has_bf16() -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
+def cpu_has_tiles() -> bool:
+    """Whether this CPU multiplies bfloat16 tiles (AMX), and the library that makes products may."""
+    limit = os.environ.get(ISA_LIMIT, "").upper()
+    return torch.cpu._is_amx_tile_supported() and (limit in ("", "ALL", "DEFAULT") or "AMX" in limit)
+
+
 def pick_dtype(device: torch.device) -> torch.dtype:
     """The dtype a network runs fastest in without losing the picture: bfloat16 where the hardware has it, else float32."""
     if device.type == "cuda":

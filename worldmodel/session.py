@@ -24,6 +24,7 @@ from worldmodel.errors import ConfigError
 from worldmodel.frame_program import Given
 from worldmodel.models.codec import to_float, to_uint8
 from worldmodel.models.kv_cache import CacheSnapshot
+from worldmodel.models.native import NativeWorld, serves
 from worldmodel.threads import ThreadWatch
 from worldmodel.world import Frame
 
@@ -120,8 +121,8 @@ class WorldSession(Dream):
                 self.frame = self.reset()  # as every later one: sums in another order differ in the last bits
             self._watch = ThreadWatch(torch.get_num_threads())
         self.threads = torch.get_num_threads()
-        if device.type != "cuda":
-            self._compiler = Compiler(world, folder, device, dtype, self.threads)
+        if on_cpu and serves(config.model, config.codec, dtype):
+            self._compiler = Compiler(dtype, lambda library: NativeWorld(library, self.model, self.codec, config.latent_size[1:]))
 
     @torch.inference_mode()
     def reset(self, seed: int = 0, spawn: int = 0) -> Frame:
@@ -199,6 +200,9 @@ class WorldSession(Dream):
         return self.threads if self.threads != before else None
 
     def _decode(self, clean: Tensor) -> Tensor:
+        if self.engine == "compiled":
+            assert self._compiler is not None and self._compiler.ready is not None
+            return torch.stack([self._compiler.ready.decoder(latent) for latent in clean[0]])
         return to_uint8(self.codec.decode(clean[0].contiguous(memory_format=torch.channels_last)))
 
     def _encode(self, frames: np.ndarray) -> Tensor:

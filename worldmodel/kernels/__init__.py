@@ -170,10 +170,7 @@ def ring_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     The kernel has no backward pass: where a gradient is wanted the reference runs.
     """
     kernel = None if _wants_grad(q, k, v) else _kernel("ring_attention", q)
-    if kernel is None:
-        plain = q.device.type == "cpu" and torch.compiler.is_compiling()
-        kernel = reference.product_attention if plain else reference.attention
-    return kernel(q, k, v)  # type: ignore[no-any-return]
+    return (kernel or reference.attention)(q, k, v)  # type: ignore[no-any-return]
 
 
 def plan_blocks(frame_mask: np.ndarray, tokens: int, device: torch.device, rule: FrameRule | None = None) -> BlockPlan:

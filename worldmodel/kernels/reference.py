@@ -12,16 +12,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def product_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`attention` as two matrix products around exponentials in float32; it divides what is left of the keys, not every weight.
-
-    For CPU compilers: they fuse what lies between, and with some forty queries PyTorch's own kernel takes twice the time.
-    """
-    scores = q @ k.mT
-    weights = torch.exp((scores - scores.amax(-1, keepdim=True)).float() * q.shape[-1] ** -0.5).to(v.dtype)
-    return ((weights @ v).float() / weights.sum(-1, keepdim=True, dtype=torch.float32)).to(v.dtype)
-
-
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, frame_mask: Tensor, tokens: int) -> Tensor:
     """Attention where `frame_mask` (bool, query frames x key frames) says which frame sees which; `tokens` tokens a frame.
 

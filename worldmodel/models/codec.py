@@ -42,7 +42,7 @@ def to_uint8(rgb: Tensor) -> Tensor:
     return levels.to(torch.uint8).movedim(1, -1).contiguous()
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """x + conv(relu(conv(relu(x)))); starts as the identity, so no normalisation is needed."""
 
     def __init__(self, width: int) -> None:
@@ -57,7 +57,7 @@ class _Residual(nn.Module):
 
 
 def _stack(width: int, blocks: int) -> list[nn.Module]:
-    return [_Residual(width) for _ in range(blocks)]
+    return [Residual(width) for _ in range(blocks)]
 
 
 class FrameCodec(nn.Module):

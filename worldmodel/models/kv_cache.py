@@ -94,7 +94,6 @@ class KVCache:
         self._move_to(0)
 
     def _move_to(self, position: int) -> None:
-        # `filled` is a plain attribute so that a compiled pass, once the ring is full, depends on nothing that changes
         self.position, self.filled = position, self._held(position)
 
     def _held(self, position: int) -> int:
@@ -126,13 +125,12 @@ class KVCache:
 
     def scratch(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
         """Where `tokens` keys and values (B,N,tokens,E) of the current chunk go."""
-        start = self.filled * self.tokens
         keys, values = self.layers[layer]
-        return keys[:, :, start : start + tokens], values[:, :, start : start + tokens]
+        return keys[:, :, self.place : self.place + tokens], values[:, :, self.place : self.place + tokens]
 
     def visible(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
         """Keys and values of all visible frames and of the first `tokens` of the scratch."""
-        begin, end = self.begin, self.filled * self.tokens + tokens
+        begin, end = self.begin, self.place + tokens
         keys, values = self.layers[layer]
         return keys[:, :, begin:end], values[:, :, begin:end]
 
@@ -140,6 +138,11 @@ class KVCache:
     def begin(self) -> int:
         """The first token of the store that a pass over one chunk sees."""
         return max(self.filled - self.reach, 0) * self.tokens
+
+    @property
+    def place(self) -> int:
+        """The first token of the scratch, behind all that the cache holds."""
+        return self.filled * self.tokens
 
     def beside(self, frames: int) -> tuple[Tensor, int]:
         """What a pass over `frames` new frames at once sees of a cache whose sink is `apart`: the sink, and as many of the newest
@@ -192,14 +195,6 @@ class KVCache:
         later.advance()
         return later
 
-    def over(self, layers: Layers) -> KVCache:
-        """This cache, full, over other tensors of the same shapes: what compiled passes are of. They write in place into what is an
-        argument of its own, and copy one of which every layer changes a part."""
-        other = copy.copy(self)
-        other.layers = layers
-        other._move_to(max(self.position, self.until_full))
-        return other
-
     def advance(self) -> None:
         """Count a chunk that is in its place already."""
         self._move_to(self.position + self.chunk)
@@ -250,18 +245,19 @@ class MergedCache:
     """
 
     def __init__(self, cache: KVCache, rows: Tensor) -> None:
-        """rows: `KVCache.rows`, on the device. after: the cache as later passes over the next chunk see it."""
-        self._now, self.after, self.rows = cache, cache.after(), rows
+        """rows: `KVCache.rows`, on the device. now, after: the cache as the finished chunk sees it, and as later passes over the
+        next one do."""
+        self.now, self.after, self.rows = cache, cache.after(), rows
 
     @property
-    def full(self) -> bool:
-        """As `KVCache.full`, before the finished chunk is committed."""
-        return self._now.full
+    def tokens(self) -> int:
+        """As `KVCache.tokens`."""
+        return self.now.tokens
 
     @property
     def layers(self) -> Layers:
         """As `KVCache.layers`."""
-        return self._now.layers
+        return self.now.layers
 
     def scratch(self, layer: int, tokens: int) -> None:
         """The two chunks have no common place."""
@@ -269,7 +265,7 @@ class MergedCache:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, written: bool) -> Tensor:
         """As `KVCache.attend`, for both chunks."""
         (q0, q1), (k0, k1), (v0, v1) = (t.chunk(2, dim=2) for t in (q, k, v))
-        finished = self._now.attend(layer, q0, k0, v0, written)
+        finished = self.now.attend(layer, q0, k0, v0, written)
         for kept, new in zip(self.layers[layer], (k0, v0), strict=True):
             kept.index_copy_(2, self.rows, new)
         return torch.cat((finished, self.after.attend(layer, q1, k1, v1, written)), dim=2)

@@ -12,6 +12,7 @@ fall to the right); P channels, h w cells of a latent.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -46,11 +47,9 @@ def place_turns(channels: Tensor, view: float) -> Tensor:
     whole = channels[..., : h // CELLS * CELLS, : w // CELLS * CELLS].float()
     cells = whole.unflatten(-2, (-1, CELLS)).unflatten(-1, (-1, CELLS)).mean(-4)  # (..., P, row, w/2, column)
     waves = cells.transpose(-1, -2).flatten(-4, -2).unflatten(-2, (3, 2, -1))  # (..., 3, sine or cosine, octave, w/2)
-    column = torch.arange(len(octaves), device=octaves.device) % CELLS  # of a wave, among those that share
-    aside = _aside(w, view, channels.device)[: w // CELLS * CELLS].unflatten(0, (-1, CELLS)).permute(2, 1, 0)[:, column]
-    back = 2 * math.pi * octaves[:, None] * aside  # (3, octave, w/2)
     sine, cosine = waves.unbind(-3)
-    turned = torch.atan2((sine * back.cos() + cosine * back.sin()).mean(-1), (cosine * back.cos() - sine * back.sin()).mean(-1))
+    back_sine, back_cosine = _back(count, w, view, channels.device)
+    turned = torch.atan2((sine * back_cosine + cosine * back_sine).mean(-1), (cosine * back_cosine - sine * back_sine).mean(-1))
     fine = turned / (2 * math.pi * octaves)  # each octave repeats itself 1 / octave apart
     place = fine[..., 0]
     for i in range(1, len(octaves)):
@@ -70,10 +69,25 @@ def nearest_place(channels: Tensor, view: float, off: Tensor | None = None) -> T
     return place_channels(turns, view, (h, w), count).to(channels.dtype)
 
 
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what a session asked for may serve training later
 def _octaves(channels: int, device: torch.device) -> Tensor:
     return 2.0 ** torch.arange(channels * CELLS**2 // 6, device=device)
 
 
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _back(channels: int, columns: int, view: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sine and cosine, (3, octave, w/2) each, of what turns the waves of every column back to the middle of the picture."""
+    octaves = _octaves(channels, device)
+    column = torch.arange(len(octaves), device=device) % CELLS  # of a wave, among those that share
+    aside = _aside(columns, view, device)[: columns // CELLS * CELLS].unflatten(0, (-1, CELLS)).permute(2, 1, 0)[:, column]
+    back = 2 * math.pi * octaves[:, None] * aside
+    return back.sin(), back.cos()
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _aside(columns: int, view: float, device: torch.device) -> Tensor:
     """How many turns less a picture's columns say than its middle, (columns, 3): they look in other directions."""
     across = (torch.arange(columns, device=device) + 0.5) / columns * 2 - 1
