@@ -142,6 +142,16 @@ def test_where_the_chosen_compiler_fails_the_systems_is_asked(target, tmp_path, 
     assert [p.name for p in target.parent.iterdir()] == ["engine.so"]
 
 
+def test_a_compiler_with_options_of_its_own_is_asked(target, tmp_path, monkeypatch):
+    """And one that goes by two names once."""
+    command = compiler(tmp_path, f'echo "$1" >> {tmp_path / "asked"}; exec {real()} "$@"')
+    monkeypatch.setenv("CC", f"{command} -DWHATEVER")
+    (tmp_path / "cc").symlink_to(command)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    compiled.build_what_runs(target, FLOAT)
+    assert (tmp_path / "asked").read_text().split() == ["-DWHATEVER"] and target.is_file()
+
+
 def test_a_compiler_without_threads_makes_an_engine_for_one(target, tmp_path, monkeypatch):
     alone(monkeypatch, compiler(tmp_path, f'case "$*" in *-fopenmp*) exit 1;; esac; exec {real()} "$@"'))
     compiled.build_what_runs(target, FLOAT)

@@ -71,6 +71,15 @@ def test_a_pass_is_that_of_the_modules(library, activation):
     compare(library, network(activation=activation), window=4)
 
 
+@pytest.mark.parametrize("activation", ["relu2", "silu", "gelu_tanh"])
+@torch.no_grad()
+def test_activations_of_far_numbers(library, activation):
+    model = network(layers=1, activation=activation)
+    model.blocks[0].ffn_in.bias.copy_(torch.linspace(-300, 300, model.cfg.ffn_dim))
+    model.blocks[0].ffn_out.weight.mul_(1e-3)
+    compare(library, model, window=3, passes=3)
+
+
 @pytest.mark.parametrize(
     "cache",
     [{"window": 6, "sink": 2}, {"window": 5, "memory": 2, "every": 2}, {"window": 1}, {"window": 5, "sink": 1, "apart": True}],

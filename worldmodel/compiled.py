@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -135,8 +136,9 @@ def build_what_runs(path: Path, dtype: torch.dtype) -> None:
     ``$CC`` is asked first, then the system's compilers, each with threads and, where it has none, without.
     Raises DeviceError if nothing that they build runs.
     """
-    names = dict.fromkeys(filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))
-    found = [name for name in names if shutil.which(name)]
+    wishes = (shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"])
+    places = [(shutil.which(words[0]), words) for words in wishes if words]
+    found = list({(os.path.realpath(place), *words[1:]): words for place, words in places if place}.values())
     if not found:
         raise DeviceError("no C compiler is here (gcc or clang)")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,14 +146,15 @@ def build_what_runs(path: Path, dtype: torch.dtype) -> None:
     kind, code = ("-DBF16",) if dtype == torch.bfloat16 else (), [str(p) for p in SOURCES if p.suffix == ".c"]
     try:
         for compiler, threads in product(found, (THREADED, ALONE)):
-            command = [compiler, *ALWAYS, f"-march={_target()}", *threads, *kind, *code, "-o", str(fresh)]
+            command = [*compiler, *ALWAYS, f"-march={_target()}", *threads, *kind, *code, "-o", str(fresh)]
             reason = _tried(command) or _tried(_command(fresh, dtype, "--trial"))
             if not reason:
                 fresh.replace(path)
                 return
     finally:
         fresh.unlink(missing_ok=True)
-    raise DeviceError(f"what {' and '.join(found)} build does not run on this machine ({reason})")
+    names = " and ".join(" ".join(words) for words in found)
+    raise DeviceError(f"what {names} build does not run on this machine ({reason})")
 
 
 def trial(path: Path, dtype: torch.dtype) -> None:
@@ -227,7 +230,7 @@ def main() -> int:
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the game has ended: leave no half of a build and no trial behind
-    torch.set_num_threads(1)
+    torch.set_num_threads(2 if args.trial else 1)  # a trial shall meet what threads may spoil
     work: Callable[[Path, torch.dtype], None] = trial if args.trial else build_what_runs
     if hasattr(os, "nice") and not args.trial:
         os.nice(10)

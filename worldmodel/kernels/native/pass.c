@@ -90,11 +90,16 @@ static ptrdiff_t carve(scratch *s, const network *net, const pass *job) {
         void *to;
         ptrdiff_t bytes;
     } parts[] = {
-        {&s->x, 4 * m * net->dim},        {&s->qkv, 12 * m * net->dim},
-        {&s->out, 4 * m * net->head.outputs}, {&s->modulation, (ptrdiff_t)24 * job->frames * net->dim},
-        {&s->cos, 4 * m * width},         {&s->sin, 4 * m * width},
-        {&s->in, e * m * net->embed.inputs},  {&s->h, e * m * net->dim},
-        {&s->q, e * m * net->dim},        {&s->wide, e * m * net->blocks->ffn_in.outputs},
+        {&s->x, 4 * m * net->dim},
+        {&s->qkv, 12 * m * net->dim},
+        {&s->out, 4 * m * net->head.outputs},
+        {&s->modulation, (ptrdiff_t)24 * job->frames * net->dim},
+        {&s->cos, 4 * m * width},
+        {&s->sin, 4 * m * width},
+        {&s->in, e * m * net->embed.inputs},
+        {&s->h, e * m * net->dim},
+        {&s->q, e * m * net->dim},
+        {&s->wide, e * m * net->blocks->ffn_in.outputs},
         {&s->apart, 4 * job->threads * s->own},
     };
     for (unsigned i = 0; i < sizeof parts / sizeof *parts; at += aligned(parts[i++].bytes)) {
@@ -150,7 +155,7 @@ INLINE vec activated(int kind, vec x) {
         return x * x;
     }
     vec y = kind == 0 ? 1.5957691f * (x + 0.044715f * x * x * x) : x * 1.f;
-    return x / (1.f + exp2v(y * -1.4426950f));
+    return x / (1.f + exp2v(larger(all(-87.f), y) * -1.4426950f)); /* 2^126 is infinite enough */
 }
 
 enum { KEEP, ACTIVATE, ADD };

@@ -119,7 +119,7 @@ INLINE float total(vec x) {
     return (x + SWAPPED(x))[0];
 }
 
-/* 2^x, to float32's rounding of a polynomial of degree 5; below -126 it is 2^-126, which is nothing beside the 2^0 of a softmax. */
+/* 2^x of x up to 126. Below -126 it is 2^-126, which is nothing beside the 2^0 of a softmax. */
 INLINE vec exp2v(vec x) {
     x = larger(all(-126.f), x);
     vec shifted = x + 12582912.f; /* 1.5 * 2^23: the integer part lies in the last bits */
