@@ -12,7 +12,7 @@ import worldmodel
 from tests.test_chunks import chunky
 from tests.test_frame_program import rooms_rollout
 from tests.test_session import WALK, compiler_modules
-from worldmodel import compiled
+from worldmodel import compiled, runtime
 from worldmodel.action import NOOP
 from worldmodel.checkpoint import export_world, load_world
 from worldmodel.errors import DeviceError
@@ -76,6 +76,21 @@ def test_who_is_first_builds_and_who_is_second_finds(tiny_world, tmp_path, monke
     assert torch.equal(again.cache.store[..., : again.cache.past * again.cache.tokens, :], before)  # trials leave the past alone
     monkeypatch.setattr(again, "_compiled_wins", lambda compiler: False)
     assert not again.adopt_compiled() and (again.engine, again.compile_state) == ("eager", "slower")
+
+
+def test_threads_of_a_compiled_game_are_measured_again_too(tiny_world, with_builds, monkeypatch):
+    counts, works = iter((2, 1)), []
+    monkeypatch.setattr(runtime, "available_threads", lambda: 2)
+    monkeypatch.setattr(runtime, "pick_threads", lambda work, most: (works.append(work()), runtime.set_threads(next(counts)))[1])
+    session = worldmodel.load(str(tiny_world), device="cpu", dtype=FLOAT)
+    session.step(WALK)
+    before = session._watch
+    session.use_compiled()
+    assert session._watch is not before and session.threads == 2  # the eager engine's steps say nothing of this one's
+    session.step(WALK)
+    monkeypatch.setattr(session._watch, "took", lambda seconds: True)
+    assert session.review_threads(0.2) == 1 and session.engine == "compiled" and len(works) == 2
+    session.step(WALK)
 
 
 def test_a_build_that_fails_is_told_and_the_eager_engine_plays(tiny_world, tmp_path, monkeypatch):

@@ -183,6 +183,13 @@ class WorldSession(Dream):
         self.seed, self.index, self.frame = snapshot.seed, snapshot.index, snapshot.frame
         return self.frame
 
+    def adopt_compiled(self, always: bool = False) -> bool:
+        """As `Dream.adopt_compiled`. How long steps usually take is learned anew."""
+        adopted = super().adopt_compiled(always)
+        if adopted and self._watch is not None:
+            self._watch = ThreadWatch(self.threads)
+        return adopted
+
     def set_threads(self, count: int) -> None:
         """Use so many CPU threads from now on. Raises DeviceError for a number that would only choke the machine."""
         self.threads = runtime.set_threads(count)
@@ -192,7 +199,7 @@ class WorldSession(Dream):
 
         Returns the new number if it is another: frames may differ in the last bits from then on.
         """
-        if self._watch is None or self._most == 1 or self.engine != "eager" or not self._watch.took(seconds):
+        if self._watch is None or self._most == 1 or not self._watch.took(seconds):
             return None
         self._settle()
         before, self.threads = self.threads, runtime.pick_threads(self._trial, self._most)
