@@ -21,7 +21,7 @@ CPU, FLOAT = torch.device("cpu"), torch.float32
 
 @pytest.fixture
 def target(tmp_path, monkeypatch):
-    """Where a build goes; nothing is left of the environment that says who makes it."""
+    """What a build is asked for; nothing is left of the environment that says who makes it."""
     monkeypatch.delenv("CC", raising=False)
     return tmp_path / "builds" / "engine.so"
 
@@ -58,13 +58,52 @@ def test_a_limit_on_instructions_holds_for_tiles(limit, tiles, monkeypatch):
     assert not runtime.cpu_has_tiles()
 
 
-def test_a_damaged_build_and_one_for_another_type_are_explained(tmp_path, builds):
+def kept(target: Path) -> Path:
+    """The build, which is all that its folder holds."""
+    (found,) = target.parent.iterdir()
+    assert compiled.find(target) == found
+    return found
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "other"])
+def test_a_build_that_was_damaged_is_thrown_away(target, builds, damage):
+    """It would load, and end the game in the middle of a frame."""
+    (sound,) = builds.glob("*.so")
+    target.parent.mkdir()
+    whole = sound.read_bytes()
+    target.with_suffix(".built").write_bytes(whole)
+    compiled.keep(target.with_suffix(".built"), target)
+    found = kept(target)
+    parts = {"cut": whole[: len(whole) // 2], "zeros": whole[:8192] + bytes(16384) + whole[24576:], "other": b"nothing"}
+    found.write_bytes(parts[damage])
+    assert compiled.find(target) is None and not any(target.parent.iterdir())
+
+
+def test_the_users_cache_folder_is_asked_for_only_where_none_is_named(monkeypatch, tmp_path):
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(compiled.Path, "home", homeless)
+    monkeypatch.setenv("WORLDMODEL_CACHE", str(tmp_path))
+    assert compiled.cache_folder() == tmp_path
+    monkeypatch.delenv("WORLDMODEL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/some/cache")
+    assert compiled.cache_folder() == Path("/some/cache/worldmodel")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")  # the same as not set
+    with pytest.raises(DeviceError, match="set WORLDMODEL_CACHE"):
+        compiled.cache_folder()
+    engine = compiled.Compiler(FLOAT, lambda library: pytest.fail("there is none"))
+    engine.start()
+    assert engine.poll().startswith("failed: this user has no home folder")
+
+
+def test_what_cannot_be_loaded_and_what_is_for_another_type_are_explained(tmp_path, builds):
     (tmp_path / "bad.so").write_bytes(b"nothing")
     with pytest.raises(DeviceError, match="delete it"):
         load_library(tmp_path / "bad.so", FLOAT, tiles=False)
-    (kept,) = builds.glob("*.so")
+    (path,) = builds.glob("*.so")
     with pytest.raises(DeviceError, match="another size"):
-        load_library(kept, torch.bfloat16, tiles=False)
+        load_library(path, torch.bfloat16, tiles=False)
 
 
 def compiler(folder: Path, script: str, name: str = "other-cc") -> str:
@@ -96,13 +135,21 @@ def test_without_a_compiler_there_is_no_engine(target, monkeypatch):
         compiled.build_what_runs(target, FLOAT)
 
 
+def test_where_there_is_no_place_that_is_said(tmp_path):
+    real()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        compiled.build_what_runs(tmp_path / "file" / "engine.so", FLOAT)
+
+
 @pytest.mark.parametrize(
     "script, reason",
     [
         (WRITE, r"other-cc build does not run .*cannot be loaded"),
         ("echo x.c: error: no such option; echo more; exit 1", r"\(x.c: error: no such option\)"),
+        ("echo ld: No space left on device; echo cc: error: ld returned 1; exit 1", r"\(ld: No space left on device\)"),
     ],
-    ids=["nonsense", "refusal"],
+    ids=["nonsense", "refusal", "no room"],
 )
 def test_what_does_not_run_is_not_kept(target, tmp_path, monkeypatch, script, reason):
     alone(monkeypatch, compiler(tmp_path, script))
@@ -139,7 +186,18 @@ def test_where_the_chosen_compiler_fails_the_systems_is_asked(target, tmp_path, 
     monkeypatch.setenv("CC", compiler(tmp_path, f"echo asked >> {tmp_path / 'asked'}; exit 1"))
     compiled.build_what_runs(target, FLOAT)
     assert (tmp_path / "asked").read_text().split() == ["asked"] * 2  # with threads and without
-    assert [p.name for p in target.parent.iterdir()] == ["engine.so"]
+    kept(target)
+
+
+@pytest.mark.parametrize("script", [None, "#!/no/such/interpreter", "\x7fELF nonsense", "#!/bin/sh\nprintf 'd\\351faut'; exit 1"])
+def test_whatever_the_chosen_compiler_is_the_systems_is_asked(target, tmp_path, monkeypatch, script):
+    real()
+    if script is not None:
+        (tmp_path / "cc1").write_text(script)
+        (tmp_path / "cc1").chmod(0o755)
+    monkeypatch.setenv("CC", 'cc "' if script is None else str(tmp_path / "cc1"))
+    compiled.build_what_runs(target, FLOAT)
+    kept(target)
 
 
 def test_a_compiler_with_options_of_its_own_is_asked(target, tmp_path, monkeypatch):
@@ -149,16 +207,14 @@ def test_a_compiler_with_options_of_its_own_is_asked(target, tmp_path, monkeypat
     (tmp_path / "cc").symlink_to(command)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     compiled.build_what_runs(target, FLOAT)
-    assert (tmp_path / "asked").read_text().split() == ["-DWHATEVER"] and target.is_file()
+    assert (tmp_path / "asked").read_text().split() == ["-DWHATEVER"] and kept(target)
 
 
 def test_a_compiler_without_threads_makes_an_engine_for_one(target, tmp_path, monkeypatch):
     alone(monkeypatch, compiler(tmp_path, f'case "$*" in *-fopenmp*) exit 1;; esac; exec {real()} "$@"'))
     compiled.build_what_runs(target, FLOAT)
-    monkeypatch.setattr(runtime, "cpu_has_tiles", lambda: False)
     torch.set_num_threads(2)
-    with torch.no_grad():
-        compiled.trial(target, FLOAT)
+    compiled.trial(kept(target), FLOAT, tiles=False)
 
 
 @pytest.mark.parametrize("limit, needs", [("SSE41", "sse4_2"), ("AVX2", "avx2"), ("AVX512_CORE", "avx512vl")])
@@ -170,7 +226,7 @@ def test_other_cpus_compute_the_same(target, limit, needs, monkeypatch):
         pytest.skip(f"this CPU has no {needs}")
     monkeypatch.setenv(runtime.ISA_LIMIT, limit)
     compiled.build_what_runs(target, FLOAT)
-    assert target.is_file()
+    kept(target)
 
 
 def test_bfloat16_computes_the_same(target):
@@ -178,8 +234,7 @@ def test_bfloat16_computes_the_same(target):
     if not runtime.cpu_has_bf16():
         pytest.skip("this CPU does not multiply bfloat16")
     compiled.build_what_runs(target, torch.bfloat16)
-    with torch.no_grad():
-        compiled.trial(target, torch.bfloat16)
+    compiled.trial(kept(target), torch.bfloat16, runtime.cpu_has_tiles())
 
 
 def test_the_code_for_tiles_compiles(tmp_path):
@@ -211,7 +266,7 @@ def test_a_game_that_ends_during_a_trial_leaves_nothing(target, tmp_path):
     while not pid.exists():
         assert builder.poll() is None
         time.sleep(0.05)
-    assert any(p.name.endswith(".tmp.so") for p in folder.iterdir())
+    assert any(p.name.endswith(".tmp") for p in folder.iterdir())
     builder.terminate()
     assert builder.wait(30) == 143 and [p.name for p in folder.iterdir()] == ["pid"]
     with pytest.raises(ProcessLookupError):

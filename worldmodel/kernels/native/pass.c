@@ -86,6 +86,7 @@ static ptrdiff_t carve(scratch *s, const network *net, const pass *job) {
     ptrdiff_t at = 0, m = rows_of(net, job), e = sizeof(element);
     s->own = aligned(4 * attending_floats((int)m, width)) / 4;
     if (s->own < m * COLUMNS * PANEL) s->own = m * COLUMNS * PANEL;
+    if (s->own < net->embed.inputs) s->own = net->embed.inputs;
     struct {
         void *to;
         ptrdiff_t bytes;
@@ -213,8 +214,8 @@ static void begin(const work *w) {
     int p = net->patch, across = job->width / p, width = net->dim / net->heads, d = net->dim;
     FOR_ROWS(r, w->m) {
         int frame = r / w->tokens, y = r % w->tokens / across * p, x = r % across * p, n = 0;
-        float line[net->embed.inputs];
-        memset(line, 0, sizeof line);
+        float *line = w->own;
+        memset(line, 0, sizeof(float) * net->embed.inputs);
         for (int c = 0; c < net->channels; c++) {
             const float *from = job->latents + (((ptrdiff_t)frame * net->channels + c) * job->height + y) * job->width + x;
             for (int i = 0; i < p * p; i++) line[n++] = from[i / p * job->width + i % p];
