@@ -42,6 +42,7 @@ def test_a_world_gets_a_card(tiny_world, tmp_path, capsys):
     card = json.loads(out.read_text())
     row = card["engines"]["eager"]
     assert 0 < row["action_to_frame_ms"] < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+    assert 0.1 < row["last_over_first"] < 10
     assert row["frames_per_second"] > 0 and row["times_eager"] == 1 and card["tflop_per_action"] > 0 and row["roof_share"] > 0
     assert (card["steps"], card["threads"]) == (1, 1) and list(card["engines"]) == card["engines_asked"]
     told = capsys.readouterr()

@@ -21,6 +21,7 @@ COLUMNS = {  # of the card for people: key of a row -> (heading, format)
     "p50_ms": ("p50", ".1f"),
     "p95_ms": ("p95", ".1f"),
     "p99_ms": ("p99", ".1f"),
+    "last_over_first": ("last/first", ".2f"),
     "action_to_frame_ms": ("to picture", ".1f"),
     "first_frame_ms": ("first", ".1f"),
     "peak_memory_mb": ("peak MiB", ".0f"),
@@ -28,9 +29,10 @@ COLUMNS = {  # of the card for people: key of a row -> (heading, format)
     "times_eager": ("x eager", ".2f"),
 }
 LEGEND = """
-p50, p95, p99: ms from one action to the next. to picture: ms from an action to its pictures. first: ms from the start of a play
-to its first dreamed picture. peak MiB: of the GPU's memory (on a CPU: of the process), with what the engines above it have left
-there. of the roof: of matmul_peak_tflops. x eager: in turns with it."""
+p50, p95, p99: ms from one action to the next. last/first: the median of the last tenth of the actions over that of the first. to
+picture: ms from an action to its pictures. first: ms from the start of a play to its first dreamed picture. peak MiB: of the GPU's
+memory (on a CPU: of the process), with what the engines above it have left there. of the roof: of matmul_peak_tflops. x eager: in
+turns with it."""
 
 
 def text(card: dict[str, Any]) -> str:

@@ -201,9 +201,11 @@ def _measure(engines: Engines, engine: str, steps: int) -> dict[str, Any]:
         mine += _turn(engines, engine, few)
         beside += _turn(engines, "eager", few)
     shown, whole = ([pair[i] * 1e3 for pair in pairs] for i in (0, 1))
+    tenth = -(-steps // 10)
     return {
         "frames_per_second": session.frames_per_action * steps / sum(whole) * 1e3,
         **{f"{name}_ms": value for name, value in percentiles(whole).items()},
+        "last_over_first": statistics.median(whole[-tenth:]) / statistics.median(whole[:tenth]),
         "action_to_frame_ms": statistics.median(shown),
         "first_frame_ms": first * 1e3,
         "times_eager": statistics.median(pair[1] for pair in beside or pairs)
