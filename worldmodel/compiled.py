@@ -62,7 +62,7 @@ def library_path(dtype: torch.dtype) -> Path:
 
 def keep(built: Path, path: Path) -> None:
     """Put a build in its place, whole or not at all."""
-    with built.open("rb") as file:
+    with built.open("r+b") as file:  # some systems write out only what may be written to
         os.fsync(file.fileno())
         digest = hashlib.sha256(file.read()).hexdigest()[:16]
     built.replace(path.with_name(f"{path.stem}-{digest}{path.suffix}"))
