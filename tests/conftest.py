@@ -76,18 +76,16 @@ def one_thread(request):
 @pytest.fixture(scope="session")
 def builds(tmp_path_factory):
     """A folder that holds the compiled engine for float32, built once. Without a C compiler, what asks for it is skipped."""
-    import shutil
-
     import torch
 
     from worldmodel import compiled
 
-    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+    if not compiled._compilers():
         pytest.skip("no C compiler")
     folder = tmp_path_factory.mktemp("builds")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORLDMODEL_CACHE", str(folder))
-        compiled.build_what_runs(compiled.library_path(torch.float32), torch.float32)
+        compiled.build_what_runs(compiled.build_path(torch.float32), torch.float32)
     return folder
 
 

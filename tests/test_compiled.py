@@ -27,18 +27,18 @@ def target(tmp_path, monkeypatch):
 
 
 def test_a_build_is_named_after_what_it_depends_on(monkeypatch):
-    first = compiled.library_path(FLOAT)
+    first = compiled.build_path(FLOAT)
     monkeypatch.setattr(runtime, "available_threads", lambda: 64)
-    assert compiled.library_path(FLOAT) == first  # how many cores there are changes nothing
-    assert compiled.library_path(torch.bfloat16) != first
+    assert compiled.build_path(FLOAT) == first  # how many cores there are changes nothing
+    assert compiled.build_path(torch.bfloat16) != first
     with monkeypatch.context() as other:
         other.setattr(runtime, "cpu_name", lambda: "another CPU")
-        assert compiled.library_path(FLOAT) != first
+        assert compiled.build_path(FLOAT) != first
     with monkeypatch.context() as other:
         other.setattr(compiled, "SOURCES", compiled.SOURCES[1:])
-        assert compiled.library_path(FLOAT) != first
+        assert compiled.build_path(FLOAT) != first
     monkeypatch.setenv(runtime.ISA_LIMIT, "SSE41")
-    assert compiled.library_path(FLOAT) != first
+    assert compiled.build_path(FLOAT) != first
 
 
 @pytest.mark.parametrize("limit, dtype", [("AVX2", FLOAT), ("avx512_core", FLOAT), ("ALL", None), ("", None)])
@@ -115,8 +115,8 @@ def compiler(folder: Path, script: str, name: str = "other-cc") -> str:
 
 
 def real() -> str:
-    found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    return found or pytest.skip("no C compiler")
+    found = compiled._compilers()
+    return shutil.which(found[0][0]) if found else pytest.skip("no C compiler")
 
 
 def alone(monkeypatch, command: str) -> None:

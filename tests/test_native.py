@@ -14,6 +14,7 @@ from worldmodel.models.codec import FrameCodec, to_uint8
 from worldmodel.models.dit import DiT
 from worldmodel.models.kv_cache import MergedCache
 from worldmodel.models.native import NativeDecoder, NativeDiT, load_library, serves
+from worldmodel.models.native_trial import random_weights
 
 FLOAT = torch.float32
 
@@ -22,12 +23,6 @@ FLOAT = torch.float32
 def library(builds):
     (path,) = builds.glob("*.so")
     return load_library(path, FLOAT, tiles=False)
-
-
-def random_weights(module):
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1)
-    return module
 
 
 def network(**changes) -> DiT:
@@ -41,28 +36,25 @@ def compare(library, model: DiT, hw=(6, 10), frames: int = 1, merged: bool = Fal
     """Passes against a cache that fills and goes round, by the modules and in C, whose memory is full of NaN before."""
     native, caches = NativeDiT(library, model), [model.make_cache(hw, **cache) for _ in range(2)]
     native._packed.memory(1 << 22)
-    count = (2 if merged else 1) * frames
     for number in range(passes):
-        x, e = torch.randn(1, count, model.cfg.in_channels, *hw), torch.randn(1, count, model.cfg.dim)
-        shared = merged and number > 0
-        x, e = (x, e) if shared else (x[:, -frames:], e[:, -frames:])
+        shared = merged and number > 0  # the first has no finished chunk before it
+        x = torch.randn(1, (1 + shared) * frames, model.cfg.in_channels, *hw)
+        e = torch.randn(1, x.shape[1], model.cfg.dim)
         noisy, clean = (x[:, frames:], x[:, :frames]) if shared else (x, None)
-        out = []
-        for cache_ in caches:
-            seen = MergedCache(cache_, cache_.rows()) if shared else cache_
-            ctx = model.context(x.shape, x.device, Layout.bidirectional(), cache=cache_)
-            ctx = dataclasses.replace(ctx, cache=seen)
-            native._packed._memory.fill_(255)
-            if cache_ is caches[0]:
-                condition = dataclasses.replace(model.condition(e), e=e)
-                out.append(model.velocity(noisy, condition, ctx, clean=clean))
-            else:
-                out.append(native(noisy, e, ctx, clean))
-        torch.testing.assert_close(out[1], out[0], atol=2e-5, rtol=1e-4)
+        seen = [MergedCache(cache_, cache_.rows()) if shared else cache_ for cache_ in caches]
+        first, second = (
+            dataclasses.replace(model.context(x.shape, x.device, Layout.bidirectional(), cache=cache_), cache=see)
+            for cache_, see in zip(caches, seen, strict=True)
+        )
+        native._packed._memory.fill_(255)
+        torch.testing.assert_close(
+            native(noisy, e, second, clean), model.velocity(noisy, model.condition(e), first, clean=clean), atol=2e-5, rtol=1e-4
+        )
         torch.testing.assert_close(caches[1].store, caches[0].store, atol=2e-5, rtol=1e-4)
         for cache_ in caches:
-            cache_.advance() if shared else None
-            if not merged:
+            if shared:
+                cache_.advance()
+            elif not merged:
                 cache_.commit()
 
 

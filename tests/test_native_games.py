@@ -107,7 +107,7 @@ def test_a_build_that_fails_is_told_and_the_eager_engine_plays(tiny_world, tmp_p
 def test_a_build_that_cannot_be_loaded_is_told(tiny_world, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLDMODEL_CACHE", str(tmp_path))
     (tmp_path / "nothing").write_bytes(b"nothing")
-    compiled.keep(tmp_path / "nothing", compiled.library_path(FLOAT))
+    compiled.keep(tmp_path / "nothing", compiled.build_path(FLOAT))
     session = worldmodel.load(str(tiny_world), device="cpu", threads=1, dtype=FLOAT)
     session.start_compile()
     assert "delete it" in session.compile_state and session.engine == "eager"

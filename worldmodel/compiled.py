@@ -54,7 +54,7 @@ def cache_folder() -> Path:
         raise DeviceError("this user has no home folder to keep things in: set WORLDMODEL_CACHE to a folder") from error
 
 
-def library_path(dtype: torch.dtype) -> Path:
+def build_path(dtype: torch.dtype) -> Path:
     """File of the build for weights of this type on this CPU, but for the sum of its bytes, which `keep` adds to the name."""
     facts = [p.read_bytes() for p in SOURCES], ALWAYS, _target(), dtype, runtime.cpu_name(), runtime.cpu_arithmetic()
     return cache_folder() / f"native-{_name(dtype)}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.so"
@@ -86,6 +86,7 @@ class Compiler:
     def __init__(self, dtype: torch.dtype, make: Callable[[ctypes.CDLL], NativeWorld]) -> None:
         """make: the world by a library that was built for weights of this type."""
         self._dtype, self._make = dtype, make
+        self._path = Path()  # known once it is started
         self._building: subprocess.Popen[str] | None = None
         self.state = "off"
         self.ready: NativeWorld | None = None
@@ -95,8 +96,9 @@ class Compiler:
         if self.state != "off":
             return
         try:
+            self._path = build_path(self._dtype)
             if not self._load():
-                command, pipe = _command(library_path(self._dtype), self._dtype), subprocess.PIPE
+                command, pipe = _command(self._path, self._dtype), subprocess.PIPE
                 self._building = subprocess.Popen(
                     command, stdout=pipe, stderr=subprocess.STDOUT, text=True, errors="replace", env=_environment()
                 )
@@ -140,7 +142,7 @@ class Compiler:
 
     def _load(self) -> bool:
         """Whether there was something to load. Raises OSError or DeviceError if it cannot be."""
-        path = find(library_path(self._dtype))
+        path = find(self._path)
         if path is not None:
             self.ready = self._make(load_library(path, self._dtype, runtime.cpu_has_tiles()))
             self.state = "ready"

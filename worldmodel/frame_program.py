@@ -148,18 +148,7 @@ class FrameProgram:
 
     def commit(self, chunk: Tensor, given: Given, level: float) -> None:
         """Put a chunk (1,T,C,H,W) into the cache, see `Finished`."""
-        pair = level, level
-        self._prepare(pair, chunk.shape[1])
-        x, (ctx, actions) = self._put("latent", chunk), self._fill(chunk.shape, given, "")
-        ctx = replace(ctx, cache=self._cache)
-
-        def run() -> Tensor:
-            action = self._embed(actions)
-            if self.compiled is not None:
-                return self.compiled(x, self._told((pair,), action), ctx, finish=False)
-            return self._model.velocity(x, self._condition((pair,), action), ctx, self._text)
-
-        self._run(("commit", *pair), run)
+        self._one_pass("commit", chunk, (level, level), given, finish=False)
         self._cache.commit()
 
     def look_ahead(self, latent_size: tuple[int, int, int], chunks: int = 1) -> None:
@@ -170,10 +159,12 @@ class FrameProgram:
 
     def trial(self, noise: Tensor, sigma: float, given: Given) -> None:
         """One denoising pass, as frames have several; it changes nothing but the cache's scratch."""
-        pair = sigma, 0.0
-        self._prepare(pair, noise.shape[1])
-        x, begin = self._put("latent", noise), self._stage(noise.shape, given)
-        self._run(("trial", *pair), lambda: next(begin())(x, pair))
+        self._one_pass("trial", noise, (sigma, 0.0), given)
+
+    def _one_pass(self, name: str, latent: Tensor, pair: Levels, given: Given, finish: bool = True) -> None:
+        self._prepare(pair, latent.shape[1])
+        x, begin = self._put("latent", latent), self._stage(latent.shape, given, finish)
+        self._run((name, *pair), lambda: next(begin())(x, pair))
 
     def _run(self, name: tuple[object, ...], work: Callable[[], Tensor], changes_past: bool = False) -> Tensor:
         """Work over the buffers; as a graph from the second time on: the first run makes what a graph must find."""
@@ -206,10 +197,10 @@ class FrameProgram:
             sigma, end = (torch.full((1, frames), value, device=self._device) for value in pair)
             self._levels[pair] = self._model.condition(self._model.level(sigma, end))
 
-    def _stage(self, shape: Sequence[int], given: Given) -> Callable[[], Iterator[Step]]:
-        """Fill the buffers for passes over one chunk -> what begins a run over them."""
+    def _stage(self, shape: Sequence[int], given: Given, finish: bool = True) -> Callable[[], Iterator[Step]]:
+        """Fill the buffers for passes over one chunk -> what begins a run over them. finish: see `_pass`."""
         ctx, actions = self._fill(shape, given, "")
-        return lambda: repeat(self._pass(ctx, self._cache, actions))
+        return lambda: repeat(self._pass(ctx, self._cache, actions, finish=finish))
 
     def _stage_merged(self, finished: Finished, given: Given) -> Callable[[], Iterator[Step]]:
         """As `_stage`, for a first pass over [finished chunk | this one] and later ones over this one."""
@@ -233,15 +224,16 @@ class FrameProgram:
         actions: Tensor | None,
         clean: Tensor | None = None,
         level: float = 0.0,
+        finish: bool = True,
     ) -> Step:
         """A pass against `cache` under what is in the buffers `ctx` and `actions`: over one chunk, or over [clean | that chunk].
 
-        level: that the network is told of the clean one.
+        level: that the network is told of the clean one. finish: otherwise nobody wants its result, only what it writes.
         """
         ctx, before, compiled = replace(ctx, cache=cache), () if clean is None else ((level, level),), self.compiled
         action = self._embed(actions)
         if compiled is not None:
-            return lambda x, pair: compiled(x, self._told((*before, pair), action), ctx, clean)
+            return lambda x, pair: compiled(x, self._told((*before, pair), action), ctx, clean, finish)
         return lambda x, pair: self._model.velocity(x, self._condition((*before, pair), action), ctx, self._text, clean)
 
     def _fill(self, shape: Sequence[int], given: Given, prefix: str) -> tuple[AttentionContext, Tensor | None]:
@@ -259,12 +251,14 @@ class FrameProgram:
     def _embed(self, actions: Tensor | None) -> Tensor | None:
         """Once a frame, and not at all while the player does the same; what is captured must hang on the buffer alone."""
         embed = self._model.action
-        if embed is None or actions is None or actions.device.type != "cpu":
-            return None if embed is None else embed(actions)
-        before, embedded = self._embedded.get(actions.shape[1], (None, None))
-        if before is None or self.capture or not torch.equal(before, actions):
-            before, embedded = self._embedded[actions.shape[1]] = actions.clone(), embed(actions)
-        return embedded
+        if embed is None:
+            return None
+        if actions is None or self.capture or actions.device.type != "cpu":
+            return embed(actions)  # type: ignore[no-any-return]
+        kept = self._embedded.get(actions.shape[1])
+        if kept is None or not torch.equal(kept[0], actions):
+            kept = self._embedded[actions.shape[1]] = actions.clone(), embed(actions)
+        return kept[1]
 
     def _condition(self, pairs: Sequence[Levels], action: Tensor | None) -> Condition:
         """Of one chunk, or of several in a row. Without actions all of it is known beforehand."""

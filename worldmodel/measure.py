@@ -68,10 +68,9 @@ class Engines:
             self._compiled = torch.compile(self._velocity, dynamic=False)
             self.progress.say(f"{engine}: once the cache is full, compiling takes minutes")
             return
-        session.merge = engine.endswith(MERGED)
         session.start_compile()
         while session.poll_compile() == "building":
-            self.progress.still(f"{engine}: building, about a minute a pass, once")
+            self.progress.still(f"{engine}: building, some seconds, once")
             time.sleep(0.2)
 
     def use(self, engine: str) -> None:

@@ -151,12 +151,12 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Measured FLOP/s of a large square matrix product in `dtype`: the machine's practical ceiling, taken once at start."""
+def matmul_peak(device: torch.device, dtype: torch.dtype, tries: int = 4) -> float:
+    """Measured FLOP/s of a large square matrix product in `dtype`: the machine's practical ceiling, the best of some tries."""
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = 0.0
-    for _ in range(4):  # the first warms up
+    for _ in range(tries):  # the first warms up
         synchronize(device)
         start = time.perf_counter()
         rounds = 5 if device.type == "cuda" else 2

@@ -7,27 +7,27 @@ passes of a frame, its decoding and its commit are counted.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import worldmodel
 from worldmodel import runtime
 from worldmodel.action import Action
+from worldmodel.game.stats import percentiles, write_json
 from worldmodel.measure import work_of_action
 from worldmodel.session import WorldSession
 
+CPU = torch.device("cpu")
 HELD = Action(frozenset({"forward"}))
 ROOT = Path(__file__).parents[2]
 
 
 def engines(world: str, threads: int) -> dict[str, WorldSession]:
     """Sessions by name, each with a full memory."""
-    best = runtime.pick_dtype(torch.device("cpu"))
+    best = runtime.pick_dtype(CPU)
     wanted = {"eager, float32": (torch.float32, "off", False)}
     for dtype in dict.fromkeys((torch.float32, best)):
         for merge in (False, True):
@@ -47,13 +47,11 @@ def frame(session: WorldSession) -> None:
     session.finish()
 
 
-def summary(seconds: list[float], plain: list[float], share: list[float]) -> dict[str, float]:
-    times = sorted(seconds)
+def summary(seconds: list[float], plain: list[float], share: list[float]) -> dict[str, Any]:
     return {
-        "frames_per_second": len(times) / sum(times),
-        "p50_ms": 1e3 * statistics.median(times),
-        "p95_ms": 1e3 * times[int(0.95 * (len(times) - 1))],
-        "times_float32_eager": sum(plain) / sum(times),
+        "frames_per_second": len(seconds) / sum(seconds),
+        **{f"{name}_ms": value for name, value in percentiles([s * 1e3 for s in seconds], (50, 95)).items()},
+        "times_float32_eager": sum(plain) / sum(seconds),
         "times_float32_eager_p50": statistics.median(p / t for p, t in zip(plain, seconds, strict=True)),
         "share_of_roof_p50": statistics.median(share),
     }
@@ -71,10 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     roofs: dict[torch.dtype, list[float]] = {session._dtype: [] for session in sessions.values()}
     times: dict[str, list[float]] = {name: [] for name in sessions}
     shares: dict[str, list[float]] = {name: [] for name in sessions}
-    products = {dtype: product(dtype) for dtype in roofs}
     for _ in range(args.turns):
         for name, session in sessions.items():
-            peak = products[session._dtype]()
+            peak = runtime.matmul_peak(CPU, session._dtype, tries=1)
             seconds = runtime.timed(lambda s=session: frame(s))  # type: ignore[misc]
             roofs[session._dtype].append(peak)
             times[name].append(seconds)
@@ -88,25 +85,11 @@ def main(argv: list[str] | None = None) -> int:
         "products_tflops_p50": {str(dtype): statistics.median(found) / 1e12 for dtype, found in roofs.items()},
         "engines": rows,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(card, indent=1))
+    write_json(args.out, card)
     print({key: value for key, value in card.items() if key != "engines"})
     for name, row in rows.items():
         print(f"{name:36} " + "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
     return 0
-
-
-def product(dtype: torch.dtype) -> Callable[[], float]:
-    """What measures FLOP/s of a large product in this type, for a few milliseconds."""
-    a, b = (torch.randn(1024, 1024).to(dtype) for _ in range(2))
-
-    def measure() -> float:
-        start = time.perf_counter()
-        a @ b
-        return 2 * 1024**3 / (time.perf_counter() - start)
-
-    measure()
-    return measure
 
 
 if __name__ == "__main__":

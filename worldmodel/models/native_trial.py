@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from worldmodel.models.codec import FrameCodec, to_uint8
 from worldmodel.models.dit import DiT
 from worldmodel.models.native import NativeWorld, load_library
 
+Module = TypeVar("Module", bound=nn.Module)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}  # as a part of the largest number
 LEVELS = {torch.float32: 1, torch.bfloat16: 6}  # of 256 of a picture
 
@@ -24,26 +27,28 @@ def trial(path: Path, dtype: torch.dtype, tiles: bool) -> None:
     torch.manual_seed(0)
     library, (height, width) = load_library(path, dtype, tiles), (10, 14)  # 35 tokens: no multiple of anything
     cfg = DiTConfig(dim=128, layers=2, heads=2, ffn_dim=192, in_channels=8, out_channels=8, freq_dim=32, action_dim=0)
-    networks, codecs = (
-        [DiT(cfg) for _ in range(2)],
-        [FrameCodec(CodecConfig(channels=8, decoder_widths=(32, 32, 64))) for _ in range(2)],
-    )
-    for parameter in (*networks[0].parameters(), *codecs[0].parameters()):
-        std = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1  # numbers stay as large as they are
-        nn.init.normal_(parameter, std=std).copy_(parameter.to(dtype))
-    for truth, ours in zip((networks[0], codecs[0]), (networks[1], codecs[1]), strict=True):
-        ours.to(dtype).load_state_dict(truth.state_dict())
-    native = NativeWorld(library, networks[1], codecs[1], (height, width))
-    caches = [network.make_cache((height, width), window=4) for network in networks]
+    codec_cfg = CodecConfig(channels=8, decoder_widths=(32, 32, 64))
+    truth = random_weights(DiT(cfg)).to(dtype).float()
+    codec = random_weights(FrameCodec(codec_cfg)).to(dtype).float()
+    ours, our_codec = copy.deepcopy(truth).to(dtype), copy.deepcopy(codec).to(dtype)
+    native = NativeWorld(library, ours, our_codec, (height, width))
+    caches = [network.make_cache((height, width), window=4) for network in (truth, ours)]
     for _ in range(5):
-        noisy, level = torch.randn(1, 1, cfg.in_channels, height, width), networks[0].level(torch.rand(1, 1))
-        seen = [networks[0].context(noisy.shape, noisy.device, Layout.bidirectional(), cache=cache) for cache in caches]
-        wanted = networks[0].velocity(noisy, networks[0].condition(level), seen[0])
+        noisy, level = torch.randn(1, 1, cfg.in_channels, height, width), truth.level(torch.rand(1, 1))
+        seen = [truth.context(noisy.shape, noisy.device, Layout.bidirectional(), cache=cache) for cache in caches]
+        wanted = truth.velocity(noisy, truth.condition(level), seen[0])
         _same(path, native.network(noisy.to(dtype), level, seen[1]), wanted, TOLERANCE[dtype] * float(wanted.abs().max()))
         for cache in caches:
             cache.commit()
-    latent = torch.randn(1, 8, height, width)
-    _same(path, native.decoder(latent[0]), to_uint8(codecs[0].decode(latent))[0], LEVELS[dtype])
+    latent = torch.randn(1, codec_cfg.channels, height, width)
+    _same(path, native.decoder(latent[0]), to_uint8(codec.decode(latent))[0], LEVELS[dtype])
+
+
+def random_weights(module: Module) -> Module:
+    """`module`, with weights under which numbers stay about as large as they are."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1)
+    return module
 
 
 def _same(path: Path, given: Tensor, wanted: Tensor, tolerance: float) -> None:

@@ -33,33 +33,36 @@ static ptrdiff_t own_floats(const decoding *job) {
     return most;
 }
 
+/* Of all sources, which lie one behind the other. */
+static ptrdiff_t sources_bytes(const decoding *job) {
+    ptrdiff_t bytes = 0;
+    for (int i = 0; i < job->count; i++) bytes += source_bytes(job->steps + i);
+    return bytes;
+}
+
 int64_t decode_bytes(const decoding *job) {
-    ptrdiff_t sources = 0, kept = 0;
+    ptrdiff_t kept = 0;
     for (int i = 0; i < job->count; i++) {
         const convolution *c = job->steps + i;
         ptrdiff_t floats = (ptrdiff_t)c->height * c->width * c->inputs;
-        sources += source_bytes(c), kept = floats > kept ? floats : kept;
+        kept = floats > kept ? floats : kept;
     }
-    return sources + aligned(4 * kept) + 4 * job->threads * own_floats(job);
+    return sources_bytes(job) + aligned(4 * kept) + 4 * job->threads * own_floats(job);
 }
 
-/* Where the outputs from `at` on of pixel (y, x) belong: a pixel of the next source. */
-static ptrdiff_t goes_to(const convolution *c, int y, int x, int at, int *channel, int *across) {
-    int each = c->shuffle ? c->outputs / 4 : c->outputs, part = at / each, times = c->shuffle ? 2 : 1;
-    *channel = at % each, *across = c->width * times;
-    return (ptrdiff_t)(y * times + part / 2) * *across + x * times + part % 2;
-}
-
+/* Sums of pixel (y, x) go on as one pixel of the next source, or as four. */
 static void write_on(const convolution *c, int y, int x, const float *sums, float *kept, element *next) {
-    for (int at = 0; at < c->outputs; at += LANES) {
-        int channel, across, each = c->shuffle ? c->outputs / 4 : c->outputs;
-        ptrdiff_t pixel = goes_to(c, y, x, at, &channel, &across);
-        float *keep = kept + pixel * each + channel;
-        vec sum = load(sums + at) + load(c->bias + at);
-        if (c->add) sum += load(keep);
-        if (c->keep) store(keep, sum);
-        ptrdiff_t bordered = (pixel / across + 1) * (across + 2) + pixel % across + 1;
-        narrow(next + bordered * each + channel, c->relu ? larger(all(0), sum) : sum);
+    int times = c->shuffle ? 2 : 1, each = c->outputs / (times * times), across = c->width * times;
+    for (int at = 0; at < c->outputs; at += each) {
+        int part = at / each, row = y * times + part / 2, column = x * times + part % 2;
+        float *keep = kept + ((ptrdiff_t)row * across + column) * each;
+        element *to = next + ((ptrdiff_t)(row + 1) * (across + 2) + column + 1) * each;
+        for (int j = 0; j < each; j += LANES) {
+            vec sum = load(sums + at + j) + load(c->bias + at + j);
+            if (c->add) sum += load(keep + j);
+            if (c->keep) store(keep + j, sum);
+            narrow(to + j, c->relu ? larger(all(0), sum) : sum);
+        }
     }
 }
 
@@ -84,9 +87,8 @@ void run_decode(const decoding *job) {
             int bordered = (i / first->width + 1) * (first->width + 2) + i % first->width + 1;
             narrow(source + (ptrdiff_t)bordered * first->inputs + at, pixel);
         }
-    ptrdiff_t sources = 0, own = own_floats(job);
-    for (int i = 0; i < job->count; i++) sources += source_bytes(job->steps + i);
-    float *apart = (float *)(job->memory + sources), *kept = apart + job->threads * own;
+    ptrdiff_t own = own_floats(job);
+    float *apart = (float *)(job->memory + sources_bytes(job)), *kept = apart + job->threads * own;
     PARALLEL(job->threads) {
         char *here = job->memory;
         float *sums = apart + ME * own;

@@ -63,9 +63,6 @@ INLINE void store(float *to, vec x) { *(vec *)to = x; }
 INLINE vec all(float x) { return (vec){0} + x; }
 
 #ifdef BF16
-INLINE vec widen(const element *from) {
-    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)from)), 16);
-}
 INLINE void narrow(element *to, vec x) { _mm256_storeu_si256((void *)to, (__m256i)_mm512_cvtneps_pbh((__m512)x)); }
 INLINE vec dot(vec sum, unit a, vec b) {
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)a), (__m512bh)b);
