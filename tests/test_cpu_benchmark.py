@@ -20,5 +20,7 @@ def test_engines_are_compared_frame_by_frame(tmp_path, with_builds, capsys):
     assert rows["eager, float32"]["times_float32_eager"] == pytest.approx(1) and card["turns"] == 3
     assert {"compiled, float32", "compiled, float32, merged commit"} < set(rows)
     for row in rows.values():
-        assert 0 < row["p50_ms"] <= row["p95_ms"] + 1e-9 and row["frames_per_second"] > 0 and row["share_of_roof_p50"] > 0
+        assert 0 < row["p50_ms"] <= row["p95_ms"] + 1e-9 and row["frames_per_second"] > 0
+        assert row["share_of_products_roof_p50"] > 0 and row["share_of_roof_with_attention_p50"] > 0
+    assert card["gflop_of_a_frame"]["attention"] > 0
     assert all(name in capsys.readouterr().out for name in list(rows)[:1])

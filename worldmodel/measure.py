@@ -122,7 +122,7 @@ def measure(
         "actions_timed": steps,
         "matmul_peak_tflops": runtime.matmul_peak(device, session._dtype) / 1e12,
     }
-    work = work_of_action(session, progress)
+    work = sum(work_of_action(session, progress).values())
     card |= {"tflop_per_action": work / 1e12, "load_average_after": None, "engines_asked": engines, "engines": {}}
     switch = Engines(session, progress)
     for number, name in enumerate(engines, 1):
@@ -150,9 +150,10 @@ def _act(session: Session) -> tuple[float, float]:
     return shown, time.perf_counter() - begun
 
 
-def work_of_action(session: Session, progress: Progress | None = None) -> int:
-    """FLOP of one action of an eager session with a full cache: products and convolutions, as PyTorch counts them. It looks into
-    neither our kernels nor its own attention for CPUs, which is done as products for once."""
+def work_of_action(session: Session, progress: Progress | None = None) -> dict[str, int]:
+    """FLOP of one action of an eager session with a full cache, by operation as PyTorch counts them: products, among them those of
+    attention (``aten.bmm``), and convolutions. It looks into neither our kernels nor its own attention for CPUs, which is done as
+    products for once."""
     progress = progress or Progress()
     progress.say("counting the work of an action")
     plainly = sdpa_kernel(SDPBackend.MATH) if session.device == "cpu" else nullcontext()
@@ -160,7 +161,7 @@ def work_of_action(session: Session, progress: Progress | None = None) -> int:
         _fill(session, "counting", progress)
         with FlopCounterMode(display=False) as counter:
             _act(session)
-    return int(counter.get_total_flops())
+    return {str(operation): int(flop) for operation, flop in counter.get_flop_counts()["Global"].items()}
 
 
 def _fill(session: Session, name: str, progress: Progress) -> float:

@@ -1,7 +1,8 @@
 """python -m tests.benchmarks.cpu: the engines of *rooms* on this CPU, frame by frame in turns with the plain engine in float32.
 
-Before every turn the machine is asked what its products reach then: on a host with other guests that changes by the second. All
-passes of a frame, its decoding and its commit are counted.
+Before every turn the machine is asked what its products and PyTorch's attention reach then: on a host with other guests that
+changes by the second. All passes of a frame, its decoding and its commit are counted. Two roofs: that of products, as if attention
+could run as fast as they do, and one where attention runs as fast as PyTorch's does.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 import worldmodel
 from worldmodel import runtime
@@ -47,13 +49,21 @@ def frame(session: WorldSession) -> None:
     session.finish()
 
 
-def summary(seconds: list[float], plain: list[float], share: list[float]) -> dict[str, Any]:
+def attention_peak(dtype: torch.dtype) -> float:
+    """FLOP/s of PyTorch's attention at a size that suits it: 256 queries, 4096 keys, five heads of 64."""
+    q, kv = (torch.randn(1, 5, length, 64).to(dtype) for length in (256, 4096))
+    return 4 * q.numel() * kv.shape[2] / runtime.timed(lambda: functional.scaled_dot_product_attention(q, kv, kv))
+
+
+def summary(seconds: list[float], plain: list[float], roof: list[float], roof_with_attention: list[float]) -> dict[str, Any]:
+    """Of one engine's turns; plain: seconds of the plain engine in the same turns; roofs: seconds of a frame at them."""
     return {
         "frames_per_second": len(seconds) / sum(seconds),
         **{f"{name}_ms": value for name, value in percentiles([s * 1e3 for s in seconds], (50, 95)).items()},
         "times_float32_eager": sum(plain) / sum(seconds),
         "times_float32_eager_p50": statistics.median(p / t for p, t in zip(plain, seconds, strict=True)),
-        "share_of_roof_p50": statistics.median(share),
+        "share_of_products_roof_p50": statistics.median(r / t for r, t in zip(roof, seconds, strict=True)),
+        "share_of_roof_with_attention_p50": statistics.median(r / t for r, t in zip(roof_with_attention, seconds, strict=True)),
     }
 
 
@@ -66,23 +76,28 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     sessions = engines(args.world, args.threads)
     work = work_of_action(sessions["eager, float32"])
-    roofs: dict[torch.dtype, list[float]] = {session._dtype: [] for session in sessions.values()}
+    attention = work.pop("aten.bmm")
+    products = sum(work.values())
+    reached: dict[torch.dtype, list[tuple[float, float]]] = {session._dtype: [] for session in sessions.values()}
     times: dict[str, list[float]] = {name: [] for name in sessions}
-    shares: dict[str, list[float]] = {name: [] for name in sessions}
+    roofs: dict[str, list[tuple[float, float]]] = {name: [] for name in sessions}
     for _ in range(args.turns):
         for name, session in sessions.items():
-            peak = runtime.matmul_peak(CPU, session._dtype, tries=1)
-            seconds = runtime.timed(lambda s=session: frame(s))  # type: ignore[misc]
-            roofs[session._dtype].append(peak)
-            times[name].append(seconds)
-            shares[name].append(work / seconds / peak)
+            peak, attending = runtime.matmul_peak(CPU, session._dtype, tries=1), attention_peak(session._dtype)
+            times[name].append(runtime.timed(lambda s=session: frame(s)))  # type: ignore[misc]
+            reached[session._dtype].append((peak, attending))
+            roofs[name].append(((products + attention) / peak, products / peak + attention / attending))
     plain = times["eager, float32"]
-    rows = {name: summary(times[name], plain, shares[name]) for name in sessions}
+    rows = {name: summary(times[name], plain, *map(list, zip(*roofs[name], strict=True))) for name in sessions}
+    medians = {
+        str(dtype): [statistics.median(kind) / 1e12 for kind in zip(*found, strict=True)] for dtype, found in reached.items()
+    }
     card = {
         **runtime.describe_machine(),
         "threads": args.threads,
         "turns": args.turns,
-        "products_tflops_p50": {str(dtype): statistics.median(found) / 1e12 for dtype, found in roofs.items()},
+        "gflop_of_a_frame": {"attention": attention / 1e9, "all else": products / 1e9},
+        "tflops_p50_of_products_and_attention": medians,
         "engines": rows,
     }
     write_json(args.out, card)
