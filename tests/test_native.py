@@ -143,10 +143,10 @@ def test_a_picture_is_that_of_the_codec(library, blocks, widths, threads):
     codec.set_scale(torch.randn(6), torch.rand(6) + 0.5)
     native = NativeDecoder(library, codec, (5, 7))
     torch.set_num_threads(threads)
-    for _ in range(2):
-        latent = torch.randn(9, 5, 7)  # with channels that are no picture
-        shown, wanted = native(latent), to_uint8(codec.decode(latent[None]))[0]
-        assert shown.shape == (40, 56, 3) and wanted.float().std() > 20
+    for many in (1, 3):
+        latents = torch.randn(many, 9, 5, 7)  # with channels that are no picture
+        shown, wanted = native(latents), to_uint8(codec.decode(latents))
+        assert shown.shape == (many, 40, 56, 3) and wanted.float().std() > 20
         assert (shown.int() - wanted.int()).abs().max() <= 1
 
 

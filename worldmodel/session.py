@@ -91,6 +91,7 @@ class WorldSession(Dream):
     """
 
     _watch: ThreadWatch | None = None
+    _held: tuple[Action, Given] | None = None
     _most = 1
 
     def __init__(
@@ -209,7 +210,7 @@ class WorldSession(Dream):
     def _decode(self, clean: Tensor) -> Tensor:
         if self.engine == "compiled":
             assert self._compiler is not None and self._compiler.ready is not None
-            return torch.stack([self._compiler.ready.decoder(latent) for latent in clean[0]])
+            return self._compiler.ready.decoder(clean[0])
         return to_uint8(self.codec.decode(clean[0].contiguous(memory_format=torch.channels_last)))
 
     def _encode(self, frames: np.ndarray) -> Tensor:
@@ -217,9 +218,11 @@ class WorldSession(Dream):
         return self.codec.encode(rgb.contiguous(memory_format=torch.channels_last)).contiguous()
 
     def _given(self, action: Action) -> Given:
-        """An action, held for a whole chunk."""
-        encoded = torch.from_numpy(self.actions.encode(action)).to(self._dtype)
-        return Given(encoded.repeat(1, self.frames_per_action, 1))
+        """An action, held for a whole chunk. Mostly it is the one before."""
+        if self._held is None or self._held[0] != action:
+            encoded = torch.from_numpy(self.actions.encode(action)).to(self._dtype)
+            self._held = action, Given(encoded.repeat(1, self.frames_per_action, 1))
+        return self._held[1]
 
     def _idle(self) -> Given:
         return self._given(NOOP)

@@ -69,13 +69,6 @@ def rope_split(head_dim: int) -> tuple[int, int, int]:
     return pairs - 2 * part, part, part
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _angles(positions: tuple[int, ...], pairs: int) -> Tensor:
-    rates = torch.pow(10000.0, -torch.arange(pairs, dtype=torch.float64) / max(pairs, 1))
-    return torch.tensor(positions, dtype=torch.float64)[:, None] * rates
-
-
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)  # a table that a session asked for may serve a training pass later
 def rope_tables(frames: tuple[int, ...], rows: int, cols: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -83,15 +76,33 @@ def rope_tables(frames: tuple[int, ...], rows: int, cols: int, head_dim: int, de
 
     Angles are made in float64: frame indices grow without bound while one plays, and only differences matter.
     """
+    angles = _angles(frames, rope_split(head_dim)[0])[:, None]
+
+    def table(of_frames: Tensor, of_places: Tensor) -> Tensor:
+        whole = of_places.repeat(len(frames), 1, 1)
+        whole[..., : angles.shape[-1]] = of_frames
+        return whole.flatten(0, 1).to(device)
+
+    cos, sin = _of_places(rows, cols, head_dim)
+    return table(angles.cos(), cos), table(angles.sin(), sin)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _of_places(rows: int, cols: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """The tables of one frame, (rows*cols, E/2), the same in all of them but for what turns with the frame, which is left empty."""
     t, h, w = rope_split(head_dim)
-    axes = (
-        _angles(frames, t)[:, None, None],
-        _angles(tuple(range(rows)), h)[None, :, None],
-        _angles(tuple(range(cols)), w)[None, None],
-    )
+    angles = torch.zeros(rows, cols, t + h + w, dtype=torch.float64)
+    angles[..., t : t + h] = _angles(tuple(range(rows)), h)[:, None]
+    angles[..., t + h :] = _angles(tuple(range(cols)), w)
+    return angles.cos().float().flatten(0, 1), angles.sin().float().flatten(0, 1)
 
-    def table(values: list[Tensor]) -> Tensor:
-        whole = [v.float().expand(len(frames), rows, cols, -1) for v in values]
-        return torch.cat(whole, dim=-1).flatten(0, 2).to(device)
 
-    return table([a.cos() for a in axes]), table([a.sin() for a in axes])
+def _angles(positions: tuple[int, ...], pairs: int) -> Tensor:
+    return torch.tensor(positions, dtype=torch.float64)[:, None] * _rates(pairs)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _rates(pairs: int) -> Tensor:
+    return torch.pow(10000.0, -torch.arange(pairs, dtype=torch.float64) / max(pairs, 1))

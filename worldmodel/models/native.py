@@ -23,7 +23,7 @@ from worldmodel.errors import DeviceError
 from worldmodel.models.attention import AttentionContext
 from worldmodel.models.codec import FrameCodec, Residual
 from worldmodel.models.dit import DiT
-from worldmodel.models.kv_cache import KVCache, MergedCache
+from worldmodel.models.kv_cache import KVCache, Layers, MergedCache
 
 ACTIVATIONS = {"gelu_tanh": 0, "relu2": 1, "silu": 2}
 COLUMNS, UNIT, ALIGNMENT = 16, 4, 64  # of a panel; bytes of a unit; bytes that the C code wants aligned
@@ -131,6 +131,7 @@ class NativeDiT:
 
     def __init__(self, library: ctypes.CDLL, model: DiT) -> None:
         cfg, self._code = model.cfg, library
+        self._seen: tuple[Layers, Any, int] | None = None
         self._packed = packed = _Packed(model.patch.weight.dtype)
         blocks = (_Block * cfg.layers)()
         for place, block in zip(blocks, model.blocks, strict=True):
@@ -151,18 +152,26 @@ class NativeDiT:
         written, as a commit wants it, and nothing (1,0,C,H,W) is returned."""
         cache, latents = ctx.cache, noisy if clean is None else torch.cat((clean, noisy), dim=1)
         assert isinstance(cache, KVCache | MergedCache) and noisy.shape[0] == 1
-        groups = _groups(cache, latents.shape[1] * cache.tokens)
-        out = noisy.new_empty(1, noisy.shape[1] if finish else 0, self._network.velocities, *noisy.shape[3:], dtype=torch.float32)
+        groups, (height, width) = _groups(cache, latents.shape[1] * cache.tokens), noisy.shape[3:]
+        shown = noisy.shape[1] if finish else 0
+        out = noisy.new_empty(1, shown, self._network.velocities, height, width, dtype=torch.float32)
         given = [t.float().contiguous() for t in (latents, e)]
-        stores = [t for kept in cache.layers for t in kept]
-        job = _Pass(*latents.shape[1:2], *noisy.shape[3:], out.shape[1])
+        job = _Pass(latents.shape[1], height, width, shown)
         job.latents, job.told, job.cos, job.sin, job.velocity = (t.data_ptr() for t in (*given, ctx.cos, ctx.sin, out))
-        job.stores, job.length = (c_void_p * len(stores))(*(t.data_ptr() for t in stores)), stores[0].shape[2]
+        job.stores, job.length = self._stores(cache)
         job.groups, job.count, job.threads = groups, len(groups), torch.get_num_threads()
         network = ctypes.byref(self._network)
         job.memory = self._packed.memory(self._code.pass_bytes(network, ctypes.byref(job)))
         self._code.run_pass(network, ctypes.byref(job))
         return out.to(noisy.dtype)
+
+    def _stores(self, cache: KVCache | MergedCache) -> tuple[Any, int]:
+        """Addresses of the keys and values of every layer, and how many tokens each has room for. Mostly it is the cache before."""
+        layers = cache.layers
+        if self._seen is None or self._seen[0] is not layers:
+            places = [t.data_ptr() for kept in layers for t in kept]
+            self._seen = layers, (c_void_p * len(places))(*places), layers[0][0].shape[2]
+        return self._seen[1:]
 
 
 class NativeDecoder:
@@ -175,14 +184,16 @@ class NativeDecoder:
         self._job = _Decoding((_Convolution * len(steps))(*steps), len(steps), codec.cfg.channels)
         self._job.scale, self._job.shift = self._packed.table(codec.latent_std), self._packed.table(codec.latent_mean)
 
-    def __call__(self, latent: Tensor) -> Tensor:
-        """latent (C,h,w) -> uint8 (H,W,3)."""
-        values, picture = latent.float().contiguous(), torch.empty(*self._size, 3, dtype=torch.uint8)
+    def __call__(self, latents: Tensor) -> Tensor:
+        """latents (T,C,h,w) -> uint8 (T,H,W,3)."""
+        pictures = torch.empty(len(latents), *self._size, 3, dtype=torch.uint8)
         job = self._job
-        job.latent, job.picture, job.threads = values.data_ptr(), picture.data_ptr(), torch.get_num_threads()
+        job.threads = torch.get_num_threads()
         job.memory = self._packed.memory(self._code.decode_bytes(ctypes.byref(job)))
-        self._code.run_decode(ctypes.byref(job))
-        return picture
+        for values, picture in zip(latents.float().contiguous(), pictures, strict=True):
+            job.latent, job.picture = values.data_ptr(), picture.data_ptr()
+            self._code.run_decode(ctypes.byref(job))
+        return pictures
 
     def _steps(self, codec: FrameCodec, height: int, width: int) -> Any:
         """The convolutions in a row, and what becomes of the result of each."""

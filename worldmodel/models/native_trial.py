@@ -41,7 +41,7 @@ def trial(path: Path, dtype: torch.dtype, tiles: bool) -> None:
         for cache in caches:
             cache.commit()
     latent = torch.randn(1, codec_cfg.channels, height, width)
-    _same(path, native.decoder(latent[0]), to_uint8(codec.decode(latent))[0], LEVELS[dtype])
+    _same(path, native.decoder(latent), to_uint8(codec.decode(latent)), LEVELS[dtype])
 
 
 def random_weights(module: Module) -> Module:

@@ -31,10 +31,7 @@ def place_channels(turns: Tensor, view: float, size: tuple[int, int], channels: 
     shown = turns[..., None, :] - _aside(size[1], view, turns.device)  # (..., w, 3)
     phases = 2 * math.pi * shown[..., None] * octaves
     waves = math.sqrt(2) * torch.cat((phases.sin(), phases.cos()), dim=-1).flatten(-2)
-    cells = waves.unflatten(-1, (channels, CELLS, CELLS))  # (..., w, P, row, column)
-    rows, columns = (torch.arange(n, device=turns.device) for n in size)
-    by_column = cells.movedim(-4, -1)[..., columns % CELLS, columns]  # (..., P, row, w)
-    return by_column[..., rows % CELLS, :]
+    return waves.flatten(-2)[..., _waves_of_cells(channels, *size, turns.device)]
 
 
 def place_turns(channels: Tensor, view: float) -> Tensor:
@@ -51,9 +48,9 @@ def place_turns(channels: Tensor, view: float) -> Tensor:
     back_sine, back_cosine = _back(count, w, view, channels.device)
     turned = torch.atan2((sine * back_cosine + cosine * back_sine).mean(-1), (cosine * back_cosine - sine * back_sine).mean(-1))
     fine = turned / (2 * math.pi * octaves)  # each octave repeats itself 1 / octave apart
-    place = fine[..., 0]
-    for i in range(1, len(octaves)):
-        place = fine[..., i] + ((place - fine[..., i]) * octaves[i]).round() / octaves[i]
+    place, *finer = fine.unbind(-1)
+    for i, more in enumerate(finer, 1):
+        place = more + ((place - more) * 2.0**i).round() / 2.0**i
     return place % 1.0
 
 
@@ -73,6 +70,15 @@ def nearest_place(channels: Tensor, view: float, off: Tensor | None = None) -> T
 @torch.inference_mode(False)  # what a session asked for may serve training later
 def _octaves(channels: int, device: torch.device) -> Tensor:
     return 2.0 ** torch.arange(channels * CELLS**2 // 6, device=device)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _waves_of_cells(channels: int, height: int, width: int, device: torch.device) -> Tensor:
+    """Which wave every cell shows, (P, h, w), of those of all columns one behind the other."""
+    channel, row, column = (torch.arange(n, device=device) for n in (channels, height, width))
+    wave = (channel[:, None] * CELLS + row % CELLS)[..., None] * CELLS + column % CELLS
+    return column * (channels * CELLS**2) + wave
 
 
 @lru_cache(maxsize=16)

@@ -3,7 +3,7 @@
 #pragma once
 #include "units.h"
 
-#define KEYS 320 /* taken at a time */
+#define KEYS 160 /* taken at a time */
 
 #ifdef __AVX512F__
 INLINE void transpose(const unit *from, ptrdiff_t stride, unit *to) { /* 16 rows of 16 units */
@@ -80,18 +80,21 @@ typedef struct {
     unit *weights, *keys, *values;    /* (m, KEYS), (KEYS, E), (KEYS, E) */
 } attending;
 
-/* One head: queries (m, E), which hold the scale and log2(e) already, over keys and values (count, E) -> rows `stride` apart. */
-static void attend(int m, int width, const element *q, const element *keys, const element *values, int count, attending at,
-                   element *to, ptrdiff_t stride) {
+/* One head: queries (m, E), which hold the scale and log2(e) already, over keys and values (count, E) -> rows `stride` apart. Those
+   of the next head lie `next` elements further on. */
+static void attend(int m, int width, const element *q, const element *keys, const element *values, int count, ptrdiff_t next,
+                   attending at, element *to, ptrdiff_t stride) {
     for (int r = 0; r < m; r++) at.most[r] = -INFINITY, at.sum[r] = 0;
     memset(at.out, 0, sizeof(float) * m * width);
     for (int first = 0; first < count; first += KEYS, keys += KEYS * width, values += KEYS * width) {
+        ptrdiff_t then = first + KEYS < count ? KEYS * width : next - (ptrdiff_t)first * width;
+        const unit *keys_soon = (const unit *)(keys + then), *values_soon = (const unit *)(values + then);
         int now = count - first < KEYS ? count - first : KEYS, panels = (now + PANEL - 1) / PANEL;
         int units = (now + 16 * PER_UNIT - 1) / (16 * PER_UNIT) * 16, columns = units * PER_UNIT; /* tiles take 16 units */
         pack_keys(now, width, keys, at.keys);
         pack_values(now, width, units, values, at.values);
         int inner = width / PER_UNIT;
-        multiply((factors){(const unit *)q, at.keys, at.scores, inner, KEYS, 0, m, inner, 1, panels, 0});
+        multiply((factors){(const unit *)q, at.keys, keys_soon, at.scores, inner, KEYS, 0, m, inner, 1, panels, 0});
         for (int r = 0; r < m; r++) {
             float *row = at.scores + r * KEYS, most = at.most[r];
             for (int j = now; j < columns; j++) row[j] = -INFINITY;
@@ -113,7 +116,7 @@ static void attend(int m, int width, const element *q, const element *keys, cons
             }
             at.sum[r] += total(sum);
         }
-        multiply((factors){at.weights, at.values, at.out, KEYS, width, 0, m, units, 1, width / PANEL, 1});
+        multiply((factors){at.weights, at.values, values_soon, at.out, KEYS, width, 0, m, units, 1, width / PANEL, 1});
     }
     for (int r = 0; r < m; r++)
         for (int j = 0; j < width; j += LANES) narrow(to + r * stride + j, load(at.out + r * width + j) / at.sum[r]);

@@ -178,7 +178,8 @@ static void linear(const work *w, int what, const layer *by, int m, const elemen
     for (int p = share(panels, w->me, w->all, COLUMNS); p < end; p += COLUMNS) {
         int columns = end - p < COLUMNS ? end - p : COLUMNS, at = p * PANEL;
         const unit *weight = by->weight + (ptrdiff_t)p * units * PANEL;
-        multiply((factors){(const unit *)x, weight, w->own, units, wide, 0, m, units, 1, columns, 0});
+        const unit *after = weight + (ptrdiff_t)columns * units * PANEL;
+        multiply((factors){(const unit *)x, weight, after, w->own, units, wide, 0, m, units, 1, columns, 0});
         for (int r = 0; r < m; r++)
             for (int j = 0; j < columns * PANEL; j += LANES) {
                 vec y = load(w->own + r * wide + j) + load(by->bias + at + j);
@@ -276,7 +277,7 @@ static void look(const work *w, const block *b, const group *now, element *keys,
         int n = from / now->rows, i = from % now->rows, seen = now->place + now->rows - now->begin;
         rows = now->rows - i < to - from ? now->rows - i : to - from;
         ptrdiff_t r = now->first + i, start = n * length * width + (ptrdiff_t)now->begin * width;
-        attend(rows, width, w->s.q + ((ptrdiff_t)n * m + r) * width, keys + start, values + start, seen,
+        attend(rows, width, w->s.q + ((ptrdiff_t)n * m + r) * width, keys + start, values + start, seen, length * width,
                attending_in(w->own, m, width), w->s.h + r * d + n * width, d);
     }
     if (!now->moved) return;

@@ -42,7 +42,7 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 typedef uint32_t unit;
 
 #ifdef BF16
-#if !defined(__AVX512BF16__) || !defined(__AVX512BW__) || !defined(__AVX512VL__)
+#if !defined(__AVX512BF16__) || !defined(__AVX512BW__) || !defined(__AVX512DQ__) || !defined(__AVX512VL__)
 #error "this CPU does not multiply bfloat16"
 #endif
 #define PER_UNIT 2
@@ -116,26 +116,31 @@ INLINE float total(vec x) {
     return (x + SWAPPED(x))[0];
 }
 
-/* 2^x of x up to 126. Below -126 it is 2^-126, which is nothing beside the 2^0 of a softmax. */
+/* 2^x of x up to 126; of far less than -126 it is nothing beside the 2^0 of a softmax. */
 INLINE vec exp2v(vec x) {
+#ifdef BF16
+    vec f = (vec)_mm512_reduce_ps((__m512)x, 9); /* x - floor(x) */
+    vec p = all(7.802472e-2f);
+    p = p * f + 2.2606716e-1f;
+    p = p * f + 6.9583354e-1f;
+    p = p * f + 9.9992522e-1f;
+    return (vec)_mm512_scalef_ps((__m512)p, (__m512)x); /* p 2^floor(x) */
+#else
     x = larger(all(-126.f), x);
     vec shifted = x + 12582912.f; /* 1.5 * 2^23: the integer part lies in the last bits */
     vec f = x - (shifted - 12582912.f);
-#ifdef BF16
-    vec p = all(5.582e-2f);
-    p = p * f + 2.4268e-1f;
-    p = p * f + 6.9313e-1f;
-    p = p * f + 9.9993e-1f;
-#else
     vec p = all(1.33389e-3f);
     p = p * f + 9.61817e-3f;
     p = p * f + 5.550332e-2f;
     p = p * f + 2.4022651e-1f;
     p = p * f + 6.9314718e-1f;
     p = p * f + 1.f;
-#endif
     return (vec)((ints)p + (((ints)shifted) << 23));
+#endif
 }
+
+/* Into the core's cache, before it is asked for: a CPU that guesses by itself stops guessing at every page. */
+INLINE void fetch(const void *line) { __builtin_prefetch(line, 0, 2); }
 
 /* The part of thread ME of ALL of `of` things that go in grains: from share(.., ME, ..) to share(.., ME + 1, ..). */
 INLINE int share(int of, int thread, int threads, int grain) {
@@ -148,10 +153,10 @@ static inline ptrdiff_t aligned(ptrdiff_t bytes) { return (bytes + 63) / 64 * 64
 /* ---- products: C (m, 16 panels) = A B, or += where `add` ------------------------------------------------------------------------
 
    A row of A is `parts` runs of `units` units, `apart` units from each other: a convolution reads three rows of pixels, a linear
-   layer one run. B has all of them one behind the other. */
+   layer one run. B has all of them one behind the other. Meanwhile as much as B is fetched from `soon` on. */
 
 typedef struct {
-    const unit *a, *b;
+    const unit *a, *b, *soon;
     float *c;
     ptrdiff_t lda, ldc, apart; /* units, floats, units */
     int m, units, parts, panels, add;
@@ -175,8 +180,9 @@ INLINE void product_block(int rows, int columns, factors f) {
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < columns * ACROSS; j++) sum[r][j] = f.add ? load(f.c + r * f.ldc + j * LANES) : all(0);
     for (int p = 0; p < f.parts; p++, f.a += f.apart)
-        for (int k = 0; k < f.units; k++, f.b += PANEL) {
+        for (int k = 0; k < f.units; k++, f.b += PANEL, f.soon += PANEL) {
             vec right[COLUMNS * ACROSS];
+            for (int j = 0; j < columns; j++) fetch(f.soon + j * panel);
             for (int j = 0; j < columns * ACROSS; j++)
                 right[j] = load((const float *)(f.b + j / ACROSS * panel + j % ACROSS * LANES));
             for (int r = 0; r < rows; r++)
@@ -207,8 +213,9 @@ INLINE void product_rows(int columns, factors f) {
 static void product_vectors(factors f) {
     ptrdiff_t panel = (ptrdiff_t)f.parts * f.units * PANEL;
     int p = 0;
-    for (; p + COLUMNS <= f.panels; p += COLUMNS, f.b += COLUMNS * panel, f.c += COLUMNS * PANEL) product_rows(COLUMNS, f);
-    for (; p < f.panels; p++, f.b += panel, f.c += PANEL) product_rows(1, f);
+    for (; p + COLUMNS <= f.panels; p += COLUMNS, f.b += COLUMNS * panel, f.soon += COLUMNS * panel, f.c += COLUMNS * PANEL)
+        product_rows(COLUMNS, f);
+    for (; p < f.panels; p++, f.b += panel, f.soon += panel, f.c += PANEL) product_rows(1, f);
 }
 
 HIDDEN extern int tiles; /* whether those of AMX are used */
@@ -261,15 +268,16 @@ INLINE void leave_tiles(void) {
 static void product_tiles(factors f) {
     for (; f.m > 0; f.m -= 48, f.a += 48 * f.lda, f.c += 48 * f.ldc) {
         int rows = f.m < 48 ? f.m : 48;
-        const unit *right = f.b;
+        const unit *right = f.b, *soon = f.soon;
         float *c = f.c;
         shape_tiles(rows);
         for (int p = 0; p < f.panels; p++, c += PANEL) {
             const unit *a = f.a;
             EACH(FIRST)
             for (int part = 0; part < f.parts; part++, a += f.apart)
-                for (int k = 0; k < f.units; k += 16, right += 16 * PANEL) {
+                for (int k = 0; k < f.units; k += 16, right += 16 * PANEL, soon += 16 * PANEL) {
                     _tile_loadd(6, right, 64);
+                    for (int line = 0; line < 16; line++) fetch(soon + line * PANEL);
                     EACH(STEP)
                 }
             EACH(LAST)
