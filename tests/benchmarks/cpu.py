@@ -2,13 +2,17 @@
 
 Before every turn the machine is asked what its products and PyTorch's attention reach then: on a host with other guests that
 changes by the second. All passes of a frame, its decoding and its commit are counted. Two roofs: that of products, as if attention
-could run as fast as they do, and one where attention runs as fast as PyTorch's does.
+could run as fast as they do, and one where attention runs as fast as PyTorch's does. With ``--busy`` then the compiled engine,
+undisturbed and beside a process that keeps a core busy, in turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ from worldmodel.session import WorldSession
 CPU = torch.device("cpu")
 HELD = Action(frozenset({"forward"}))
 ROOT = Path(__file__).parents[2]
+BUSY_FRAMES, SETTLE_S = 60, 0.3
 
 
 def engines(world: str, threads: int) -> dict[str, WorldSession]:
@@ -33,7 +38,7 @@ def engines(world: str, threads: int) -> dict[str, WorldSession]:
     wanted = {"eager, float32": (torch.float32, "off", False)}
     for dtype in dict.fromkeys((torch.float32, best)):
         for merge in (False, True):
-            name = f"compiled, {str(dtype).removeprefix('torch.')}{', merged commit' if merge else ''}"
+            name = f"compiled, {_name(dtype)}{', merged commit' if merge else ''}"
             wanted[name] = dtype, "on", merge
     made = {}
     for name, (dtype, compile_, merge) in wanted.items():
@@ -42,6 +47,10 @@ def engines(world: str, threads: int) -> dict[str, WorldSession]:
             frame(session)
         made[name] = session
     return made
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def frame(session: WorldSession) -> None:
@@ -67,11 +76,29 @@ def summary(seconds: list[float], plain: list[float], roof: list[float], roof_wi
     }
 
 
+def beside_a_busy_process(session: WorldSession, rounds: int) -> dict[str, Any]:
+    """Frames undisturbed, and beside a loop without end, `BUSY_FRAMES` of each in every round."""
+    times: dict[str, list[float]] = {"idle": [], "busy": []}
+    for _ in range(rounds):
+        for name, found in times.items():
+            other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if name == "busy" else None
+            try:
+                time.sleep(SETTLE_S)  # it starts, or what it left is over
+                found.extend(runtime.timed(lambda: frame(session)) for _ in range(BUSY_FRAMES))
+            finally:
+                if other is not None:
+                    other.kill()
+                    other.wait()
+    rows = {name: percentiles([s * 1e3 for s in found], (50, 95, 99)) for name, found in times.items()}
+    return {"rounds": rounds, "frames_ms": rows, "busy_over_idle_p95": rows["busy"]["p95"] / rows["idle"]["p95"]}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.cpu", description=__doc__)
     parser.add_argument("--world", default=str(ROOT / "assets/worlds/rooms"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int, default=100)
+    parser.add_argument("--busy", type=int, default=0, metavar="ROUNDS", help="of frames beside a busy process, and without it")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/cpu.json"))
     args = parser.parse_args(argv)
     sessions = engines(args.world, args.threads)
@@ -100,6 +127,8 @@ def main(argv: list[str] | None = None) -> int:
         "tflops_p50_of_products_and_attention": medians,
         "engines": rows,
     }
+    if args.busy:
+        card["beside_a_busy_process"] = beside_a_busy_process(sessions[f"compiled, {_name(runtime.pick_dtype(CPU))}"], args.busy)
     write_json(args.out, card)
     print({key: value for key, value in card.items() if key != "engines"})
     for name, row in rows.items():
