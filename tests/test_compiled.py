@@ -166,6 +166,26 @@ def test_what_computes_something_else_is_not_kept(target, tmp_path, monkeypatch)
     assert not any(target.parent.iterdir())
 
 
+@pytest.mark.parametrize("dtype", [FLOAT, torch.bfloat16])
+@pytest.mark.parametrize(
+    "line, instead",
+    [("at.sum[r] *= less[0];", ""), ("first < count; first += KEYS", "first < 1; first += KEYS")],
+    ids=["sum", "keys"],
+)
+def test_attention_that_forgets_some_keys_is_found_out(tmp_path, line, instead, dtype):
+    if dtype == torch.bfloat16 and not runtime.cpu_has_bf16():
+        pytest.skip("this CPU does not multiply bfloat16")
+    texts = {source.name: source.read_text() for source in compiled.SOURCES}
+    assert texts["attention.h"].count(line) == 1
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text.replace(line, instead))
+    kind, code = ("-DBF16",) if dtype == torch.bfloat16 else (), [str(path) for path in tmp_path.glob("*.c")]
+    built = tmp_path / "engine.so"
+    subprocess.run([real(), *compiled.ALWAYS, "-march=native", *kind, *code, "-o", str(built)], check=True)
+    with pytest.raises(DeviceError, match=r"computes something else \(off by"):
+        compiled.trial(built, dtype, runtime.cpu_has_tiles())
+
+
 def test_a_build_that_kills_its_process_is_told_by_the_signal(target, tmp_path, monkeypatch):
     alone(monkeypatch, compiler(tmp_path, WRITE))
     monkeypatch.setattr(compiled, "_command", lambda *_: [sys.executable, "-c", "import os; os.kill(os.getpid(), 11)"])

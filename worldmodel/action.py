@@ -117,10 +117,10 @@ class ActionSpec:
             raise ConfigError(f"mouse motion must be two finite numbers, got {action.mouse}")
         limits = {a.source: a.limit for a in self.axes}
         dx, dy = (
-            float(np.clip(v, -limits.get(s, 0.0), limits.get(s, 0.0))) + 0.0  # + 0.0 turns -0.0 into 0.0
+            float(max(-limits.get(s, 0.0), min(v, limits.get(s, 0.0)))) + 0.0  # + 0.0 turns -0.0 into 0.0
             for v, s in zip(action.mouse, ("mouse_x", "mouse_y"), strict=True)
         )
-        return Action(action.buttons, (dx, dy))
+        return Action(frozenset(action.buttons), (dx, dy))
 
     def encode(self, action: Action) -> np.ndarray:
         """Action -> float32 (A,), buttons as 0/1 and axes clipped to +-limit and divided by scale."""

@@ -151,9 +151,9 @@ def _act(session: Session) -> tuple[float, float]:
 
 
 def work_of_action(session: Session, progress: Progress | None = None) -> dict[str, int]:
-    """FLOP of one action of an eager session with a full cache, by operation as PyTorch counts them: products, among them those of
-    attention (``aten.bmm``), and convolutions. It looks into neither our kernels nor its own attention for CPUs, which is done as
-    products for once."""
+    """FLOP of one action of an eager session with a full cache, by operation as PyTorch counts them: products, on a CPU with those
+    of attention as ``aten.bmm``, and convolutions. It looks into neither our kernels nor its own attention for CPUs, which is done
+    as products for once."""
     progress = progress or Progress()
     progress.say("counting the work of an action")
     plainly = sdpa_kernel(SDPBackend.MATH) if session.device == "cpu" else nullcontext()

@@ -219,6 +219,7 @@ class WorldSession(Dream):
 
     def _given(self, action: Action) -> Given:
         """An action, held for a whole chunk. Mostly it is the one before."""
+        action = self.actions.clean(action)
         if self._held is None or self._held[0] != action:
             encoded = torch.from_numpy(self.actions.encode(action)).to(self._dtype)
             self._held = action, Given(encoded.repeat(1, self.frames_per_action, 1))

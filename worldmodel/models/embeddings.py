@@ -90,7 +90,7 @@ def rope_tables(frames: tuple[int, ...], rows: int, cols: int, head_dim: int, de
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def _of_places(rows: int, cols: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """The tables of one frame, (rows*cols, E/2), the same in all of them but for what turns with the frame, which is left empty."""
+    """The tables of one frame, (rows*cols, E/2), the same in all of them but for what turns with the frame, which stands still."""
     t, h, w = rope_split(head_dim)
     angles = torch.zeros(rows, cols, t + h + w, dtype=torch.float64)
     angles[..., t : t + h] = _angles(tuple(range(rows)), h)[:, None]

@@ -18,6 +18,7 @@ from worldmodel.models.native import NativeWorld, load_library
 
 Module = TypeVar("Module", bound=nn.Module)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}  # as a part of the largest number
+WINDOW, GAIN = 7, 3.0  # more keys than attention takes at a time, and some of them far more looked at than others
 LEVELS = {torch.float32: 1, torch.bfloat16: 6}  # of 256 of a picture
 
 
@@ -28,12 +29,16 @@ def trial(path: Path, dtype: torch.dtype, tiles: bool) -> None:
     library, (height, width) = load_library(path, dtype, tiles), (10, 14)  # 35 tokens: no multiple of anything
     cfg = DiTConfig(dim=128, layers=2, heads=2, ffn_dim=192, in_channels=8, out_channels=8, freq_dim=32, action_dim=0)
     codec_cfg = CodecConfig(channels=8, decoder_widths=(32, 32, 64))
-    truth = random_weights(DiT(cfg)).to(dtype).float()
+    truth = random_weights(DiT(cfg))
+    for name, gain in truth.named_parameters():
+        if "norm_" in name:
+            gain.fill_(GAIN)
+    truth = truth.to(dtype).float()
     codec = random_weights(FrameCodec(codec_cfg)).to(dtype).float()
     ours, our_codec = copy.deepcopy(truth).to(dtype), copy.deepcopy(codec).to(dtype)
     native = NativeWorld(library, ours, our_codec, (height, width))
-    caches = [network.make_cache((height, width), window=4) for network in (truth, ours)]
-    for _ in range(5):
+    caches = [network.make_cache((height, width), window=WINDOW) for network in (truth, ours)]
+    for _ in range(WINDOW + 1):
         noisy, level = torch.randn(1, 1, cfg.in_channels, height, width), truth.level(torch.rand(1, 1))
         seen = [truth.context(noisy.shape, noisy.device, Layout.bidirectional(), cache=cache) for cache in caches]
         wanted = truth.velocity(noisy, truth.condition(level), seen[0])

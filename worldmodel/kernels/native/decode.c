@@ -100,7 +100,8 @@ void run_decode(const decoding *job) {
             for (int row = share(rows, ME, ALL, 16); row < end; row += PIXELS) {
                 int m = end - row < PIXELS ? end - row : PIXELS;
                 const unit *a = (const unit *)(from + (ptrdiff_t)row * c->inputs);
-                multiply((factors){a, c->weight, c->weight + 96 * PANEL, sums, units, c->outputs, (ptrdiff_t)across * units, m,
+                const unit *soon = c->weight + 96 * PANEL; /* 6 KB ahead: only the first pixels find weights far away */
+                multiply((factors){a, c->weight, soon, sums, units, c->outputs, (ptrdiff_t)across * units, m,
                                    3 * units, 3, c->outputs / PANEL, 0});
                 for (int r = 0; r < m; r++) {
                     int y = (row + r) / across, x = (row + r) % across;
