@@ -258,13 +258,23 @@ def test_bfloat16_computes_the_same(target):
 
 
 def test_the_code_for_tiles_compiles(tmp_path):
-    """Whether it computes the same, only a CPU that has them can tell: there the test above does."""
     code = [str(p) for p in compiled.SOURCES if p.suffix == ".c"]
     words = [real(), *compiled.ALWAYS, "-march=sapphirerapids", "-DBF16", "-Wall", "-Wextra", "-Werror", "-fopenmp"]
     done = subprocess.run([*words, *code, "-o", str(tmp_path / "x.so")], capture_output=True, text=True)
     if "bad value" in done.stderr or "unsupported" in done.stderr:
         pytest.skip("this compiler does not know such a CPU")
     assert done.returncode == 0, done.stderr
+
+
+def test_tiles_compute_the_same(tmp_path):
+    """With tiles in plain C (`tests/tiles.h`): how they are used is checked on CPUs that have none."""
+    if not runtime.cpu_has_bf16():
+        pytest.skip("this CPU does not multiply bfloat16")
+    code, built = [str(p) for p in compiled.SOURCES if p.suffix == ".c"], tmp_path / "engine.so"
+    tiles = ["-D__AMX_BF16__", "-include", str(Path(__file__).with_name("tiles.h"))]
+    subprocess.run([real(), *compiled.ALWAYS, "-march=native", "-DBF16", "-fopenmp", *tiles, *code, "-o", str(built)], check=True)
+    assert load_library(built, torch.bfloat16, tiles=True).use_tiles(1) == 1
+    compiled.trial(built, torch.bfloat16, tiles=True)
 
 
 ENDED = """

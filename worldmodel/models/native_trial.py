@@ -18,7 +18,8 @@ from worldmodel.models.native import NativeWorld, load_library
 
 Module = TypeVar("Module", bound=nn.Module)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}  # as a part of the largest number
-WINDOW, GAIN = 7, 3.0  # more keys than attention takes at a time, and some of them far more looked at than others
+CHUNK, WINDOW = 2, 8  # frames of a pass, and those that it sees: more rows and more keys than are taken at a time
+GAIN = 3.0  # of queries and keys: some keys are looked at far more than others
 LEVELS = {torch.float32: 1, torch.bfloat16: 6}  # of 256 of a picture
 
 
@@ -37,9 +38,9 @@ def trial(path: Path, dtype: torch.dtype, tiles: bool) -> None:
     codec = random_weights(FrameCodec(codec_cfg)).to(dtype).float()
     ours, our_codec = copy.deepcopy(truth).to(dtype), copy.deepcopy(codec).to(dtype)
     native = NativeWorld(library, ours, our_codec, (height, width))
-    caches = [network.make_cache((height, width), window=WINDOW) for network in (truth, ours)]
-    for _ in range(WINDOW + 1):
-        noisy, level = torch.randn(1, 1, cfg.in_channels, height, width), truth.level(torch.rand(1, 1))
+    caches = [network.make_cache((height, width), window=WINDOW, chunk=CHUNK) for network in (truth, ours)]
+    for _ in range(WINDOW // CHUNK + 1):
+        noisy, level = torch.randn(1, CHUNK, cfg.in_channels, height, width), truth.level(torch.rand(1, CHUNK))
         seen = [truth.context(noisy.shape, noisy.device, Layout.bidirectional(), cache=cache) for cache in caches]
         wanted = truth.velocity(noisy, truth.condition(level), seen[0])
         _same(path, native.network(noisy.to(dtype), level, seen[1]), wanted, TOLERANCE[dtype] * float(wanted.abs().max()))
