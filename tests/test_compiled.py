@@ -119,6 +119,17 @@ def real() -> str:
     return shutil.which(found[0][0]) if found else pytest.skip("no C compiler")
 
 
+def by_hand(out: Path, *words: str, folder: Path = compiled.SOURCES[0].parent) -> list[str]:
+    """What has the real compiler build the sources in `folder`."""
+    code = [str(folder / source.name) for source in compiled.SOURCES if source.suffix == ".c"]
+    return [real(), *compiled.ALWAYS, *words, *code, "-o", str(out)]
+
+
+def needs_bfloat16() -> None:
+    if not runtime.cpu_has_bf16():
+        pytest.skip("this CPU does not multiply bfloat16")
+
+
 def alone(monkeypatch, command: str) -> None:
     """No other compiler is on the machine."""
     which = shutil.which
@@ -173,15 +184,15 @@ def test_what_computes_something_else_is_not_kept(target, tmp_path, monkeypatch)
     ids=["sum", "keys"],
 )
 def test_attention_that_forgets_some_keys_is_found_out(tmp_path, line, instead, dtype):
-    if dtype == torch.bfloat16 and not runtime.cpu_has_bf16():
-        pytest.skip("this CPU does not multiply bfloat16")
+    kind = ("-DBF16",) if dtype == torch.bfloat16 else ()
+    if kind:
+        needs_bfloat16()
     texts = {source.name: source.read_text() for source in compiled.SOURCES}
     assert texts["attention.h"].count(line) == 1
     for name, text in texts.items():
         (tmp_path / name).write_text(text.replace(line, instead))
-    kind, code = ("-DBF16",) if dtype == torch.bfloat16 else (), [str(path) for path in tmp_path.glob("*.c")]
     built = tmp_path / "engine.so"
-    subprocess.run([real(), *compiled.ALWAYS, "-march=native", *kind, *code, "-o", str(built)], check=True)
+    subprocess.run(by_hand(built, "-march=native", *kind, folder=tmp_path), check=True)
     with pytest.raises(DeviceError, match=r"computes something else \(off by"):
         compiled.trial(built, dtype, runtime.cpu_has_tiles())
 
@@ -251,16 +262,14 @@ def test_other_cpus_compute_the_same(target, limit, needs, monkeypatch):
 
 def test_bfloat16_computes_the_same(target):
     real()
-    if not runtime.cpu_has_bf16():
-        pytest.skip("this CPU does not multiply bfloat16")
+    needs_bfloat16()
     compiled.build_what_runs(target, torch.bfloat16)
     compiled.trial(kept(target), torch.bfloat16, runtime.cpu_has_tiles())
 
 
 def test_the_code_for_tiles_compiles(tmp_path):
-    code = [str(p) for p in compiled.SOURCES if p.suffix == ".c"]
-    words = [real(), *compiled.ALWAYS, "-march=sapphirerapids", "-DBF16", "-Wall", "-Wextra", "-Werror", "-fopenmp"]
-    done = subprocess.run([*words, *code, "-o", str(tmp_path / "x.so")], capture_output=True, text=True)
+    words = "-march=sapphirerapids", "-DBF16", "-Wall", "-Wextra", "-Werror", *compiled.THREADED
+    done = subprocess.run(by_hand(tmp_path / "x.so", *words), capture_output=True, text=True)
     if "bad value" in done.stderr or "unsupported" in done.stderr:
         pytest.skip("this compiler does not know such a CPU")
     assert done.returncode == 0, done.stderr
@@ -268,11 +277,9 @@ def test_the_code_for_tiles_compiles(tmp_path):
 
 def test_tiles_compute_the_same(tmp_path):
     """With tiles in plain C (`tests/tiles.h`): how they are used is checked on CPUs that have none."""
-    if not runtime.cpu_has_bf16():
-        pytest.skip("this CPU does not multiply bfloat16")
-    code, built = [str(p) for p in compiled.SOURCES if p.suffix == ".c"], tmp_path / "engine.so"
-    tiles = ["-D__AMX_BF16__", "-include", str(Path(__file__).with_name("tiles.h"))]
-    subprocess.run([real(), *compiled.ALWAYS, "-march=native", "-DBF16", "-fopenmp", *tiles, *code, "-o", str(built)], check=True)
+    needs_bfloat16()
+    built, tiles = tmp_path / "engine.so", ("-D__AMX_BF16__", "-include", str(Path(__file__).with_name("tiles.h")))
+    subprocess.run(by_hand(built, "-march=native", "-DBF16", *compiled.THREADED, *tiles), check=True)
     assert load_library(built, torch.bfloat16, tiles=True).use_tiles(1) == 1
     compiled.trial(built, torch.bfloat16, tiles=True)
 

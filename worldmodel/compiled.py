@@ -64,14 +64,13 @@ def keep(built: Path, path: Path) -> None:
     """Put a build in its place, whole or not at all."""
     with built.open("r+b") as file:  # some systems write out only what may be written to
         os.fsync(file.fileno())
-        digest = hashlib.sha256(file.read()).hexdigest()[:16]
-    built.replace(path.with_name(f"{path.stem}-{digest}{path.suffix}"))
+    built.replace(path.with_name(f"{path.stem}-{_sum(built)}{path.suffix}"))
 
 
 def find(path: Path) -> Path | None:
     """The build that was kept for `path`. One whose bytes are not what its name says would end the game: it is thrown away."""
     for kept in path.parent.glob(f"{path.stem}-*{path.suffix}"):
-        if kept.stem.rpartition("-")[2] == hashlib.sha256(kept.read_bytes()).hexdigest()[:16]:
+        if kept.stem.rpartition("-")[2] == _sum(kept):
             return kept
         kept.unlink()
     return None
@@ -189,6 +188,10 @@ def _compilers() -> list[list[str]]:
 
 def _target() -> str:
     return LIMITED.get(os.environ.get(runtime.ISA_LIMIT, "").upper(), "native")
+
+
+def _sum(build: Path) -> str:
+    return hashlib.sha256(build.read_bytes()).hexdigest()[:16]
 
 
 def _name(dtype: torch.dtype) -> str:

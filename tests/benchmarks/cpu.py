@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +36,15 @@ TRIES = 3  # of what a roof is made of
 
 
 def engines(world: str, threads: int) -> dict[str, WorldSession]:
-    """Sessions by name, each with a full memory."""
-    best = runtime.pick_dtype(CPU)
-    wanted = {"eager, float32": (torch.float32, "off", False)}
-    for dtype in dict.fromkeys((torch.float32, best)):
-        for merge in (False, True):
-            name = f"compiled, {_name(dtype)}{', merged commit' if merge else ''}"
-            wanted[name] = dtype, "on", merge
+    """Sessions by name, each with a full memory; the last two are the compiled engine in the best type, apart and merged."""
+    dtypes = dict.fromkeys((torch.float32, runtime.pick_dtype(CPU)))
     made = {}
-    for name, (dtype, compile_, merge) in wanted.items():
+    for dtype, compile_, merge in ((torch.float32, "off", False), *product(dtypes, ("on",), (False, True))):
         session = worldmodel.load(world, device="cpu", threads=threads, dtype=dtype, compile=compile_, merge=merge)
         for _ in range(session.cache.until_full):
             frame(session)
-        made[name] = session
+        made[f"{session.engine}, {session.dtype}{', merged commit' if merge else ''}"] = session
     return made
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def frame(session: WorldSession) -> None:
@@ -131,7 +123,8 @@ def main(argv: list[str] | None = None) -> int:
         "engines": rows,
     }
     if args.busy:
-        card["beside_a_busy_process"] = beside_a_busy_process(sessions[f"compiled, {_name(runtime.pick_dtype(CPU))}"], args.busy)
+        *_, compiled, _merged = sessions.values()
+        card["beside_a_busy_process"] = beside_a_busy_process(compiled, args.busy)
     write_json(args.out, card)
     print({key: value for key, value in card.items() if key != "engines"})
     for name, row in rows.items():

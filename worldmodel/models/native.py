@@ -23,7 +23,7 @@ from worldmodel.errors import DeviceError
 from worldmodel.models.attention import AttentionContext
 from worldmodel.models.codec import FrameCodec, Residual
 from worldmodel.models.dit import DiT
-from worldmodel.models.kv_cache import KVCache, Layers, MergedCache
+from worldmodel.models.kv_cache import KVCache, MergedCache
 
 ACTIVATIONS = {"gelu_tanh": 0, "relu2": 1, "silu": 2}
 COLUMNS, UNIT, ALIGNMENT = 16, 4, 64  # of a panel; bytes of a unit; bytes that the C code wants aligned
@@ -131,7 +131,6 @@ class NativeDiT:
 
     def __init__(self, library: ctypes.CDLL, model: DiT) -> None:
         cfg, self._code = model.cfg, library
-        self._seen: tuple[Layers, Any, int] | None = None
         self._packed = packed = _Packed(model.patch.weight.dtype)
         blocks = (_Block * cfg.layers)()
         for place, block in zip(blocks, model.blocks, strict=True):
@@ -158,20 +157,13 @@ class NativeDiT:
         given = [t.float().contiguous() for t in (latents, e)]
         job = _Pass(latents.shape[1], height, width, shown)
         job.latents, job.told, job.cos, job.sin, job.velocity = (t.data_ptr() for t in (*given, ctx.cos, ctx.sin, out))
-        job.stores, job.length = self._stores(cache)
+        stores = [t for kept in cache.layers for t in kept]
+        job.stores, job.length = (c_void_p * len(stores))(*(t.data_ptr() for t in stores)), stores[0].shape[2]
         job.groups, job.count, job.threads = groups, len(groups), torch.get_num_threads()
         network = ctypes.byref(self._network)
         job.memory = self._packed.memory(self._code.pass_bytes(network, ctypes.byref(job)))
         self._code.run_pass(network, ctypes.byref(job))
         return out.to(noisy.dtype)
-
-    def _stores(self, cache: KVCache | MergedCache) -> tuple[Any, int]:
-        """Addresses of the keys and values of every layer, and how many tokens each has room for. Mostly it is the cache before."""
-        layers = cache.layers
-        if self._seen is None or self._seen[0] is not layers:
-            places = [t.data_ptr() for kept in layers for t in kept]
-            self._seen = layers, (c_void_p * len(places))(*places), layers[0][0].shape[2]
-        return self._seen[1:]
 
 
 class NativeDecoder:
